@@ -1,0 +1,1 @@
+"""Runs the platform on a bare machine: its own PostgreSQL and Redis, the supervisor of ``make run``."""
