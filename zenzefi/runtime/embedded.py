@@ -47,7 +47,7 @@ def ensure(
     """Start what is missing of the two, wait until it answers, and return a lease on it.
 
     ``fsync=False`` trades durability for speed; only for data that is thrown away. Safe to call from several
-    processes at once. Raises RuntimeFailure with a sentence for the person at the terminal.
+    processes at once. Raises StartError with a sentence for the person at the terminal.
     """
     lease = Lease(var_dir.resolve(), fsync=fsync)
     lease.begin(postgres=postgres, redis=redis, progress=progress)

@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class RuntimeFailure(Exception):
+class StartError(Exception):
     """Something this machine lacks, or a server that does not come up."""

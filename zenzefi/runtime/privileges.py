@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zenzefi.runtime import unprivileged
-from zenzefi.runtime.errors import RuntimeFailure
+from zenzefi.runtime.errors import StartError
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,19 @@ def way_to_run(
     """Return the first way in which ``probe`` exits with 0 on this machine.
 
     ``data`` is the data directory, there or not; whom it belongs to decides what is possible.
-    Raises RuntimeFailure with a sentence for the person at the terminal.
+    Raises StartError with a sentence for the person at the terminal.
     """
     me = os.geteuid()
     owner = data.stat().st_uid if data.exists() else me
     if me != 0:
         if owner != me:
-            raise RuntimeFailure(
-                f"{data} belongs to user {_account(owner).pw_name}: start as that user, or choose another VAR_DIR."
+            raise StartError(
+                f"{data} belongs to another user (id {owner}): start as that user, or choose another VAR_DIR."
             )
         if _has_name(me):
             return Way()
     if not sys.platform.startswith("linux"):
-        raise RuntimeFailure(
-            "PostgreSQL does not run as root: start as an ordinary user or set DATABASE_URL."
-        )
+        raise StartError("PostgreSQL refuses root: start as an ordinary user or set DATABASE_URL.")
     account = _account(owner)
     # initdb looks its user up by number, so even the number shown inside the namespace needs a name.
     if "namespace" in among and owner == me:
@@ -65,9 +63,9 @@ def way_to_run(
         way = Way(_prefix("setuid", account), account)
         if _succeeds([*way.prefix, *probe]):
             return way
-    raise RuntimeFailure(
-        "PostgreSQL refuses this user, and this machine allows neither a user namespace nor a change of user: "
-        "start as an ordinary user that has a name, or set DATABASE_URL."
+    raise StartError(
+        "PostgreSQL refuses this user, and this machine allows neither a user namespace nor a change of "
+        "user: start as an ordinary user that has a name, or set DATABASE_URL."
     )
 
 
@@ -84,7 +82,7 @@ def _account(owner: int) -> pwd.struct_passwd:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise RuntimeFailure("This machine has no user 'nobody' to run PostgreSQL as: set DATABASE_URL.")
+    raise StartError("This machine has no user 'nobody' to run PostgreSQL as: set DATABASE_URL.")
 
 
 def _has_name(uid: int) -> bool:

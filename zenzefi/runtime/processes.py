@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from zenzefi.runtime.errors import RuntimeFailure
+from zenzefi.runtime.errors import StartError
 
 Progress = Callable[[str], None]
 LOG_LIMIT_BYTES = 20 * 1024 * 1024
@@ -44,17 +44,15 @@ def await_answer(
     progress: Progress,
     timeout: float = 180,
 ) -> None:
-    """Wait until ``answers()``; raises RuntimeFailure with the log's end when the process ends or time is up."""
+    """Wait until ``answers()``. Raises StartError with the log's end when it ends or time is up."""
     started = time.monotonic()
     announced = False
     while not answers():
         waited = time.monotonic() - started
         if process.poll() is not None:
-            raise RuntimeFailure(
-                f"{name} ended while starting (exit code {process.returncode}):\n{tail(log)}"
-            )
+            raise StartError(f"{name} ended while starting (exit code {process.returncode}):\n{tail(log)}")
         if waited > timeout:
-            raise RuntimeFailure(f"{name} does not answer after {timeout:.0f} s:\n{tail(log)}")
+            raise StartError(f"{name} does not answer after {timeout:.0f} s:\n{tail(log)}")
         if waited > 1 and not announced:
             progress(f"Waiting for {name} to answer")
             announced = True

