@@ -61,6 +61,7 @@ class Lease:
         self.directory = runtime_directory(var_dir)
         self._var_dir = var_dir
         self._owner = os.getpid()
+        self._servers: list[PostgresServer | RedisServer] = []
         # Every change happens under ``setup``. ``users`` is held shared for as long as the servers are
         # needed, so the kernel counts the holders, killed ones included.
         self._setup = FileLock(self.directory / "setup.lock")
@@ -80,6 +81,7 @@ class Lease:
         )
 
     def begin(self, *, postgres: bool, redis: bool, progress: Callable[[str], None]) -> None:
+        self._servers = [*([self.postgres] if postgres else []), *([self.redis] if redis else [])]
         (self._var_dir / "log").mkdir(parents=True, exist_ok=True)
         if not self._setup.acquire(block=False):
             progress("Waiting for another command that starts or stops the servers")
@@ -87,15 +89,22 @@ class Lease:
         try:
             self._users.acquire(shared=True)
             atexit.register(self.release)
-            if postgres:
-                self.postgres.ensure(progress)
-            if redis:
-                self.redis.ensure(progress)
+            for server in self._servers:
+                server.ensure(progress)
         except BaseException:
             self._leave()
             raise
         finally:
             self._setup.release()
+
+    def revive(self, progress: Callable[[str], None]) -> None:
+        """Start again what has ended since. Cheap when nothing has. Raises StartError."""
+        if all(server.alive() for server in self._servers):
+            return
+        with self._setup:
+            for server in self._servers:
+                if not server.alive():
+                    server.ensure(progress)
 
     def release(self) -> None:
         """Give the share back; whoever is the last stops the servers and removes their sockets and locks."""

@@ -53,6 +53,11 @@ class PostgresServer:
         self.log = log
         self.label = label
         self.fsync = fsync
+        self._process: psutil.Process | None = None
+
+    def alive(self) -> bool:
+        """Return whether the process that answered last still runs."""
+        return self._process is not None and processes.exists(self._process)
 
     def answers(self) -> bool:
         try:
@@ -68,6 +73,7 @@ class PostgresServer:
             # that a killed postmaster left.
             processes.end(self.running(), STOP)
             self._start(progress)
+        self._process = next(iter(self.running()), None)
         self._ensure_database()
 
     def stop(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,9 @@ from zenzefi.runtime.errors import StartError
 
 Progress = Callable[[str], None]
 LOG_LIMIT_BYTES = 20 * 1024 * 1024
+PR_SET_PDEATHSIG = 1
+# Loaded here: between fork and exec there may be no import.
+_libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 def spawn(
@@ -33,6 +38,12 @@ def spawn(
             env=dict(environ if environ is not None else os.environ),
             start_new_session=True,
         )
+
+
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel send us this signal when our parent is gone, killed included (prctl(2), Linux)."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def await_answer(
@@ -98,23 +109,24 @@ def end(
                 process.send_signal(number)
             except psutil.NoSuchProcess:
                 pass
-        alive = _wait(alive, seconds)
+        alive = wait(alive, seconds)
         if not alive:
             break
     return alive
 
 
-def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait for processes to go; one of our own children is reaped, somebody else's zombie counts as gone."""
+def wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait for processes to go, and return those that do not."""
     deadline = time.monotonic() + seconds
     while True:
-        processes = [process for process in processes if _exists(process)]
+        processes = [process for process in processes if exists(process)]
         if not processes or time.monotonic() > deadline:
             return processes
         time.sleep(0.02)
 
 
-def _exists(process: psutil.Process) -> bool:
+def exists(process: psutil.Process) -> bool:
+    """Return whether it runs. A child of ours is reaped; somebody else's zombie counts as gone."""
     try:
         process.wait(0)
     except psutil.TimeoutExpired:

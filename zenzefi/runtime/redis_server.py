@@ -29,6 +29,11 @@ class RedisServer:
         self.sock = sock
         self.log = log
         self.fsync = fsync
+        self._process: psutil.Process | None = None
+
+    def alive(self) -> bool:
+        """Return whether the process that answered last still runs."""
+        return self._process is not None and processes.exists(self._process)
 
     def answers(self) -> bool:
         """Return whether it serves; LOADING, while it still reads its file, does not count."""
@@ -43,19 +48,10 @@ class RedisServer:
 
     def ensure(self, progress: Progress) -> None:
         """Start it, or adopt the one that runs. The caller holds the setup lock. Raises StartError."""
-        if self.data.exists() and self.answers():
-            return
-        self.stop()
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.sock.unlink(missing_ok=True)
-        progress("Starting Redis")
-        # Paths by working directory and by redirection: its own command line cannot quote every one.
-        process = processes.spawn(
-            [_binary(), *self._options()],
-            log=self.log,
-            cwd=self.data,
-        )
-        processes.await_answer("Redis", self.answers, process=process, log=self.log, progress=progress)
+        if not (self.data.exists() and self.answers()):
+            self.stop()
+            self._start(progress)
+        self._process = next(iter(self.running()), None)
 
     def stop(self) -> None:
         """End it; on SIGTERM it writes what is pending. Raises StartError when it outlives SIGKILL."""
@@ -69,6 +65,18 @@ class RedisServer:
             for process in processes.named("redis-server", "valkey-server")
             if processes.working_directory(process) == str(self.data)
         ]
+
+    def _start(self, progress: Progress) -> None:
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.sock.unlink(missing_ok=True)
+        progress("Starting Redis")
+        # Paths by working directory and by redirection: its own command line cannot quote every one.
+        process = processes.spawn(
+            [_binary(), *self._options()],
+            log=self.log,
+            cwd=self.data,
+        )
+        processes.await_answer("Redis", self.answers, process=process, log=self.log, progress=progress)
 
     def _options(self) -> list[str]:
         # everysec: a crash of the machine costs one second at most, a kill -9 of the server nothing that was
