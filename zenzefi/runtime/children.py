@@ -14,7 +14,7 @@ import psutil
 
 from zenzefi.runtime import processes
 
-# A process that lived this long has started well; what ended it then has another cause than what ended the last.
+# Seconds. A process that lived this long has started well; its end has another cause than the one before.
 SETTLED_SECONDS = 20
 MOST_FAILURES = 5
 # Marks everything below one supervisor, so that its successor finds what a kill -9 left of it.
@@ -46,7 +46,7 @@ class Child:
             pass_fds=self.inherited,
             # Its own session: the terminal's Ctrl-C reaches the supervisor only, which stops them in order.
             start_new_session=True,
-            preexec_fn=processes.end_with_parent,  # noqa: PLW1509 - the supervisor has one thread
+            preexec_fn=processes.end_with_parent,
         )
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)

@@ -122,9 +122,11 @@ class Lease:
         try:
             self.redis.stop()
             self.postgres.stop()
-            shutil.rmtree(self.directory)
+            shutil.rmtree(self.directory / "pg", ignore_errors=True)
+            self.redis.sock.unlink(missing_ok=True)
+            self._setup.remove_file()
         finally:
-            self._users.release()
+            self._users.remove()
 
     def __enter__(self) -> Lease:
         return self

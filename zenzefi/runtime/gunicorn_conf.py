@@ -1,4 +1,4 @@
-"""gunicorn's configuration, here and in the container: ``gunicorn -c python:zenzefi.runtime.gunicorn_conf``."""
+"""gunicorn's configuration, here and in a container: ``gunicorn -c python:zenzefi.runtime.gunicorn_conf``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "zenzefi.settings.base")
 
-from django.conf import settings  # noqa: E402 - reads the variable above
-from prometheus_client import multiprocess  # noqa: E402
+from django.conf import settings
+from prometheus_client import multiprocess
 
-from zenzefi.runtime import processes  # noqa: E402
+from zenzefi.runtime import processes
 
 wsgi_app = "zenzefi.asgi:application"
 bind = f"{settings.HOST}:{settings.PORT}"

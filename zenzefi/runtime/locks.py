@@ -66,6 +66,21 @@ class FileLock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def remove_file(self) -> None:
+        """Unlink the file while the lock is held; see ``acquire`` for those who wait for it."""
+        assert self._descriptor is not None
+        if self._is_current(self._descriptor):
+            self.path.unlink()
+
+    def remove(self) -> None:
+        """Release, and take the file away, and the directory when nothing else is in it."""
+        self.remove_file()
+        self.release()
+        try:
+            self.path.parent.rmdir()
+        except OSError:
+            pass
+
     def write(self, text: str) -> None:
         """Leave a note for those who find the lock taken."""
         assert self._descriptor is not None

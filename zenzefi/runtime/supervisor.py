@@ -1,4 +1,4 @@
-"""What ``manage.py up`` does: everything the platform needs, started in order, kept alive, stopped in order."""
+"""What ``manage.py up`` does: all the platform needs, started in order, kept alive, stopped in order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ MIGRATION_LOCK = 0x7A656E7A
 HEALTH_SECONDS = 90
 # An instance that is just stopping gets this long before a new one gives up on its data directory.
 HANDOVER_SECONDS = 30
-RESTART_SERVER_SECONDS = 1.0
 
 
 class Stopped(BaseException):
@@ -96,8 +95,8 @@ class Supervisor:
             holder, state, address = (*self.lock.read().split(), "", "", "")[:3]
             if state == "running" or time.monotonic() > deadline:
                 raise StartError(
-                    f"Zenzefi already runs on the data in {settings.VAR_DIR} (process {holder}, {address}): stop it "
-                    "first, or choose another VAR_DIR and PORT."
+                    f"Zenzefi already runs on the data in {settings.VAR_DIR} (process {holder}, {address}): "
+                    "stop it first, or choose another VAR_DIR and PORT."
                 )
             if not announced:
                 self.terminal.say("Waiting for the instance that is just stopping")
@@ -112,7 +111,7 @@ class Supervisor:
             self.listener = self._bind(final=True)
 
     def _bind(self, *, final: bool = False) -> socket.socket | None:
-        """Bind HOST:PORT for gunicorn to inherit. None when what has it may be a run of ours that is ending."""
+        """Bind HOST:PORT for gunicorn to inherit; None while an earlier run of ours may have it."""
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
                 settings.HOST, settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -131,8 +130,8 @@ class Supervisor:
             if ours and not final:
                 return None
             raise StartError(
-                f"Port {settings.PORT} on {settings.HOST} cannot be used ({error.strerror}): stop what has it, or "
-                "choose another PORT."
+                f"Port {settings.PORT} on {settings.HOST} is taken ({error.strerror}): stop what has it, "
+                "or choose another PORT."
             ) from None
         return listener
 
@@ -241,8 +240,6 @@ class Supervisor:
 
     def _tick(self, seconds: float) -> None:
         """Pass on output for at most ``seconds``, and start again what has died. Raises StartError."""
-        if self.stopping and self.starting:
-            raise Stopped
         self._pass_output(seconds)
         for child in self.children:
             code = child.ended()
@@ -251,7 +248,7 @@ class Supervisor:
                 delay = child.bury()
                 if child.failures >= MOST_FAILURES:
                     raise StartError(
-                        f"{child.role} ended {child.failures} times in a row, the last time with {_said(code)}; "
+                        f"{child.role} ended {child.failures} times in a row, last with {_said(code)}; "
                         "its own lines above say why."
                     )
                 self.terminal.say(
@@ -320,12 +317,7 @@ class Supervisor:
 
     def _remove_lock(self) -> None:
         """Remove our file, and the directory unless another command still uses the servers beside us."""
-        self.lock.path.unlink(missing_ok=True)
-        self.lock.release()
-        try:
-            self.directory.rmdir()
-        except OSError:
-            pass
+        self.lock.remove()
 
     # --- small things
 
