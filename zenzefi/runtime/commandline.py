@@ -51,24 +51,15 @@ def _needs_servers(arguments: list[str]) -> bool:
 
 
 def _ensure_servers() -> None:
-    from django.conf import settings
+    from zenzefi.runtime import servers
 
-    from zenzefi.runtime import embedded
-
-    postgres = embedded.database_url(settings.VAR_DIR) == settings.DATABASE_URL
-    redis = embedded.redis_url(settings.VAR_DIR) == settings.REDIS_URL
-    if not postgres and not redis:
+    if not any(servers.ours()):
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _leave)
-    # Kept by its atexit hook, so it outlives whatever the command does.
-    embedded.ensure(
-        settings.VAR_DIR,
-        postgres=postgres,
-        redis=redis,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201 - a command line
-    )
+    # Its atexit hook gives the lease back, whatever the command does.
+    servers.ensure(lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201 - a command line
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

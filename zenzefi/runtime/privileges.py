@@ -34,9 +34,7 @@ class Way:
                 os.chown(Path(folder, name), self.account.pw_uid, self.account.pw_gid, follow_symlinks=False)
 
 
-def way_to_run(
-    data: Path, probe: Sequence[str | Path], *, among: Sequence[str] = ("namespace", "setuid")
-) -> Way:
+def way_to_run(data: Path, probe: Sequence[str | Path], *, among: Sequence[str] = ("namespace", "setuid")) -> Way:
     """Return the first way in which ``probe`` exits with 0 on this machine.
 
     ``data`` is the data directory, there or not; whom it belongs to decides what is possible.

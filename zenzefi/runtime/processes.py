@@ -18,6 +18,8 @@ from zenzefi.runtime.errors import StartError
 Progress = Callable[[str], None]
 LOG_LIMIT_BYTES = 20 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
+# Our own servers outlive whoever asked for them; dropped, their handles would warn and leave zombies.
+_spawned: list[subprocess.Popen[bytes]] = []
 # Loaded here: between fork and exec there may be no import.
 _libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
@@ -29,7 +31,7 @@ def spawn(
     if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))
     with log.open("ab") as output:
-        return subprocess.Popen(  # noqa: S603 - our own servers
+        process = subprocess.Popen(  # noqa: S603 - our own servers
             [os.fspath(part) for part in command],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -38,6 +40,9 @@ def spawn(
             env=dict(environ if environ is not None else os.environ),
             start_new_session=True,
         )
+    _spawned[:] = [earlier for earlier in _spawned if earlier.poll() is None]
+    _spawned.append(process)
+    return process
 
 
 def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
@@ -98,9 +103,7 @@ def working_directory(process: psutil.Process) -> str:
         return ""
 
 
-def end(
-    processes: Iterable[psutil.Process], steps: Sequence[tuple[signal.Signals, float]]
-) -> list[psutil.Process]:
+def end(processes: Iterable[psutil.Process], steps: Sequence[tuple[signal.Signals, float]]) -> list[psutil.Process]:
     """Send each signal in turn and wait its seconds, until all are gone; return those that are not."""
     alive = list(processes)
     for number, seconds in steps:

@@ -21,7 +21,7 @@ from django.conf import settings
 from django.core.management import call_command, get_commands
 from django.db import connection
 
-from zenzefi.runtime import embedded, processes
+from zenzefi.runtime import embedded, processes, servers
 from zenzefi.runtime.children import MARK, MOST_FAILURES, Child, program, survivors
 from zenzefi.runtime.errors import StartError
 from zenzefi.runtime.locks import FileLock
@@ -80,6 +80,7 @@ class Supervisor:
             demo = self._free_port()
             environ["ZENZEFI_TARGET_URL"] = f"http://127.0.0.1:{demo}"
         metrics = self._empty_directory("prometheus")
+        settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
         self.children = self._plan(environ, metrics, demo)
         for child in self.children:
             self._start(child)
@@ -117,9 +118,7 @@ class Supervisor:
                 settings.HOST, settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
         except OSError as error:
-            raise StartError(
-                f"HOST {settings.HOST!r} is no address of this machine: {error.strerror}."
-            ) from None
+            raise StartError(f"HOST {settings.HOST!r} is no address of this machine: {error.strerror}.") from None
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -136,11 +135,7 @@ class Supervisor:
         return listener
 
     def _ensure_servers(self) -> None:
-        own_postgres = embedded.database_url(settings.VAR_DIR) == settings.DATABASE_URL
-        own_redis = embedded.redis_url(settings.VAR_DIR) == settings.REDIS_URL
-        self.lease = embedded.ensure(
-            settings.VAR_DIR, postgres=own_postgres, redis=own_redis, progress=self.terminal.say
-        )
+        self.lease = servers.ensure(self.terminal.say)
         try:
             with psycopg.connect(settings.DATABASE_URL, connect_timeout=5):
                 pass
@@ -148,9 +143,7 @@ class Supervisor:
             reason = str(error).strip().splitlines()[-1]
             raise StartError(f"The PostgreSQL of DATABASE_URL does not answer: {reason}") from None
         try:
-            with redis.Redis.from_url(
-                settings.REDIS_URL, socket_connect_timeout=5, socket_timeout=5
-            ) as client:
+            with redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=5, socket_timeout=5) as client:
                 client.ping()
         except redis.RedisError as error:
             raise StartError(f"The Redis of REDIS_URL does not answer: {error}") from None
@@ -251,9 +244,7 @@ class Supervisor:
                         f"{child.role} ended {child.failures} times in a row, last with {_said(code)}; "
                         "its own lines above say why."
                     )
-                self.terminal.say(
-                    f"{child.role} ended with {_said(code)}; starting it again in {delay:.1f} s"
-                )
+                self.terminal.say(f"{child.role} ended with {_said(code)}; starting it again in {delay:.1f} s")
             if child.process is None and time.monotonic() >= child.next_start:
                 self._start(child)
 
