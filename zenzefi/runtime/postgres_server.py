@@ -40,6 +40,8 @@ PARAMETERS = {
 }
 # SIGINT: disconnect everybody, write a checkpoint. SIGQUIT: leave at once, recover at the next start.
 STOP = [(signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)]
+# Without their postmaster nothing they do can be completed.
+STOP_ORPHANS = [(signal.SIGQUIT, 1.0), (signal.SIGKILL, 5.0)]
 # Room for a server that another caller started a moment ago and that still recovers from a crash.
 ADOPTION_SECONDS = 20
 
@@ -71,19 +73,25 @@ class PostgresServer:
         if not self._adopted():
             # What is alive now is a server that hangs, one whose data directory was removed, or processes
             # that a killed postmaster left.
-            processes.end(self.running(), STOP)
+            self.stop()
             self._start(progress)
-        self._process = next(iter(self.running()), None)
+        self._process = next(iter(self._family()[0]), None)
         self._ensure_database()
 
     def stop(self) -> None:
         """End it, gently first. Raises StartError when it outlives even SIGKILL."""
-        alive = processes.end(self.running(), STOP)
+        processes.end(self._family()[0], STOP)
+        alive = processes.end(self._family()[1], STOP_ORPHANS)
         if alive:
             raise StartError(f"PostgreSQL (pid {alive[0].pid}) cannot be ended.")
 
     def running(self) -> list[psutil.Process]:
-        """Return the postmaster, or, when it was killed, the processes that outlived it.
+        """Return the postmaster, or, when it was killed, the processes that outlived it."""
+        masters, others = self._family()
+        return masters or others
+
+    def _family(self) -> tuple[list[psutil.Process], list[psutil.Process]]:
+        """Return the postmaster and its other processes.
 
         By command line, which unlike the working directory can be read of a process with another user id.
         """
@@ -94,14 +102,14 @@ class PostgresServer:
                 masters.append(process)
             elif command and command[0].startswith(f"postgres: {self.label}: "):
                 others.append(process)
-        return masters or others
+        return masters, others
 
     def _adopted(self) -> bool:
         deadline = time.monotonic() + ADOPTION_SECONDS
         while (self.data / "postmaster.pid").exists():
             if self.answers():
                 return True
-            if time.monotonic() > deadline or not self.running():
+            if time.monotonic() > deadline or not self._family()[0]:
                 return False
             time.sleep(0.05)
         return False

@@ -18,8 +18,6 @@ from zenzefi.runtime.errors import StartError
 Progress = Callable[[str], None]
 LOG_LIMIT_BYTES = 20 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
-# Our own servers outlive whoever asked for them; dropped, their handles would warn and leave zombies.
-_spawned: list[subprocess.Popen[bytes]] = []
 # Loaded here: between fork and exec there may be no import.
 _libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
@@ -31,7 +29,7 @@ def spawn(
     if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))
     with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own servers
+        return _Server(
             [os.fspath(part) for part in command],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -40,9 +38,13 @@ def spawn(
             env=dict(environ if environ is not None else os.environ),
             start_new_session=True,
         )
-    _spawned[:] = [earlier for earlier in _spawned if earlier.poll() is None]
-    _spawned.append(process)
-    return process
+
+
+class _Server(subprocess.Popen[bytes]):
+    """A child that is meant to outlive its handle, of which ``Popen`` would warn."""
+
+    def __del__(self) -> None:
+        pass
 
 
 def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:

@@ -19,7 +19,8 @@ import psycopg
 import redis
 from django.conf import settings
 from django.core.management import call_command, get_commands
-from django.db import connection
+from django.db import connections
+from django.db.backends.postgresql.base import DatabaseWrapper
 
 from zenzefi.runtime import embedded, processes, servers
 from zenzefi.runtime.children import MARK, MOST_FAILURES, Child, program, survivors
@@ -158,8 +159,10 @@ class Supervisor:
                 call_command("seed")
                 sys.stdout.flush()
         # Its pool has threads, and from here on we fork.
-        connection.close()
-        connection.close_pool()
+        connections.close_all()
+        for wrapper in connections.all(initialized_only=True):
+            if isinstance(wrapper, DatabaseWrapper):
+                wrapper.close_pool()
 
     def _plan(self, environ: dict[str, str], metrics: Path, demo: int | None) -> list[Child]:
         """Return the children in the order of their start; they are stopped by ``_end`` in its own."""
