@@ -1,0 +1,1 @@
+"""The project: settings, routing, the Celery application and the servers it brings along."""

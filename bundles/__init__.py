@@ -1,0 +1,1 @@
+"""Discounted packs of access tokens."""

@@ -1,0 +1,1 @@
+"""Referral codes, bonuses and their claw-back."""

@@ -1,0 +1,1 @@
+"""Access tokens: price, purchase, refund, rotation."""

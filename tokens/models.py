@@ -1,0 +1,161 @@
+"""Access tokens, what they cost and what they open."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models import F, Q
+from django.utils.translation import gettext_lazy as _
+
+from zenzefi.lib import clock
+from zenzefi.lib.money import ZERO
+
+
+class Scope(models.Model):
+    """A kind of access that is sold. The gateway keeps the path rules of each."""
+
+    slug = models.SlugField(_("scope"), max_length=64, primary_key=True)
+    description = models.CharField(_("description"), max_length=255, blank=True, default="")
+    is_active = models.BooleanField(_("for sale"), default=True)
+
+    class Meta:
+        verbose_name = _("scope")
+        verbose_name_plural = _("scopes")
+        ordering = ["slug"]
+
+    def __str__(self) -> str:
+        return self.slug
+
+
+class TokenPrice(models.Model):
+    """What a token of a duration costs today. What was bought keeps the price it was bought at."""
+
+    duration_hours = models.PositiveIntegerField(_("duration in hours"), unique=True)
+    price = models.DecimalField(_("price in ZNC"), max_digits=10, decimal_places=2)
+    is_active = models.BooleanField(_("for sale"), default=True)
+    updated_at = models.DateTimeField(_("updated at"), auto_now=True)
+
+    class Meta:
+        verbose_name = _("token price")
+        verbose_name_plural = _("token prices")
+        ordering = ["duration_hours"]
+        constraints = [
+            models.CheckConstraint(condition=Q(price__gt=0), name="tokens_price_positive"),
+            models.CheckConstraint(condition=Q(duration_hours__gt=0), name="tokens_price_duration_positive"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.duration_hours} h: {self.price} ZNC"
+
+
+class AccessTokenQuerySet(models.QuerySet["AccessToken"]):
+    def owned_by(self, user: Any) -> AccessTokenQuerySet:
+        return self.filter(owner=user)
+
+    def usable(self, at: datetime | None = None) -> AccessTokenQuerySet:
+        """Tokens that the gateway would let in: neither revoked nor expired."""
+        return self.filter(revoked_at__isnull=True).filter(
+            Q(expires_at__isnull=True) | Q(expires_at__gt=at or clock.now())
+        )
+
+    def newly_expired(self, at: datetime | None = None) -> AccessTokenQuerySet:
+        """Tokens whose time ran out and for which that was not recorded yet."""
+        return self.filter(revoked_at__isnull=True, expires_at__lte=at or clock.now(), expiry_recorded_at__isnull=True)
+
+
+class AccessToken(models.Model):
+    """Access for ``duration_hours`` from the first request that reaches the upstream.
+
+    The token itself is shown once; here are its SHA-256 and last four characters.
+    """
+
+    class Status(models.TextChoices):
+        READY = "ready", _("Ready")
+        ACTIVE = "active", _("Active")
+        EXPIRED = "expired", _("Expired")
+        REVOKED = "revoked", _("Revoked")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("owner"),
+        on_delete=models.PROTECT,
+        related_name="access_tokens",
+    )
+    #: Lower-case hexadecimal SHA-256 of the whole token.
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    last_four = models.CharField(max_length=4, editable=False)
+    label = models.CharField(_("label"), max_length=100, blank=True, default="")
+    scope = models.ForeignKey(Scope, verbose_name=_("scope"), on_delete=models.PROTECT, related_name="+")
+    duration_hours = models.PositiveIntegerField(_("duration in hours"))
+    #: Copied when bought: what the price list said, and what was really paid. Refunds come from the latter.
+    list_price = models.DecimalField(_("list price"), max_digits=10, decimal_places=2)
+    paid = models.DecimalField(_("paid"), max_digits=10, decimal_places=2)
+    refunded = models.DecimalField(_("refunded"), max_digits=10, decimal_places=2, default=ZERO)
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+    activated_at = models.DateTimeField(_("activated at"), null=True, blank=True)
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True, db_index=True)
+    expiry_recorded_at = models.DateTimeField(null=True, blank=True, editable=False)
+    revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
+    revoked_reason = models.CharField(_("reason of revocation"), max_length=255, blank=True, default="")
+    #: The device that used it last, and when, as far as metering was written.
+    device_id = models.CharField(_("device"), max_length=255, blank=True, default="")
+    device_seen_at = models.DateTimeField(_("device seen at"), null=True, blank=True)
+    #: Any change the gateway must learn of moves this.
+    changed_at = models.DateTimeField(default=clock.now, db_index=True, editable=False)
+
+    objects = AccessTokenQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("access token")
+        verbose_name_plural = _("access tokens")
+        ordering = ["-created_at", "-id"]
+        indexes = [models.Index(fields=["owner", "-created_at"], name="tokens_token_owner")]
+        constraints = [
+            models.CheckConstraint(condition=Q(paid__gte=0), name="tokens_token_paid_not_negative"),
+            models.CheckConstraint(
+                condition=Q(refunded__gte=0) & Q(refunded__lte=F("paid")),
+                name="tokens_token_refund_within_paid",
+            ),
+            models.CheckConstraint(
+                condition=Q(activated_at__isnull=True, expires_at__isnull=True)
+                | Q(activated_at__isnull=False, expires_at__isnull=False),
+                name="tokens_token_expiry_from_activation",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.hint
+
+    @property
+    def hint(self) -> str:
+        """What may be shown of the token: prefix and last four characters."""
+        return f"znz_…{self.last_four}"
+
+    @property
+    def duration(self) -> timedelta:
+        return timedelta(hours=self.duration_hours)
+
+    def status(self, at: datetime | None = None) -> Status:
+        """Return the status at a moment (default: now)."""
+        if self.revoked_at is not None:
+            return self.Status.REVOKED
+        if self.expires_at is None:
+            return self.Status.READY
+        return self.Status.ACTIVE if self.expires_at > (at or clock.now()) else self.Status.EXPIRED
+
+    def remaining(self, at: datetime | None = None) -> timedelta | None:
+        """Return the time left, ``None`` before activation, zero after the end."""
+        if self.expires_at is None:
+            return None
+        return max(timedelta(), self.expires_at - (at or clock.now()))
+
+    @property
+    def refundable(self) -> Decimal:
+        """ZNC paid and not refunded yet."""
+        return self.paid - self.refunded

@@ -1,0 +1,69 @@
+"""Structured log lines: JSON in production, readable elsewhere, secrets removed in both."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+from zenzefi.lib.context import request_id
+
+# Access tokens of the gateway, bearer and API-key credentials, and JWTs, wherever they stand in a line.
+_SECRETS = re.compile(
+    r"znz_[A-Za-z0-9_-]{8,}|eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"
+    r"|(?i:(?<=bearer )|(?<=api-key ))[A-Za-z0-9._~+/=-]{8,}"
+    r"|(?<=\$argon2)[^\s'\"]+"
+)
+
+
+def redact(text: str) -> str:
+    """Return the text with every credential in it replaced by ``[redacted]``."""
+    return _SECRETS.sub("[redacted]", text)
+
+
+class RequestIDFilter(logging.Filter):
+    """Adds the id of the request being served to every record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True
+
+
+def _add_request_id(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if current := request_id.get():
+        event["request_id"] = current
+    return event
+
+
+def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = redact(value)
+    return event
+
+
+class LineFormatter(structlog.stdlib.ProcessorFormatter):
+    """Formats records of the standard library and of structlog alike."""
+
+    def __init__(self, *args: Any, json: bool = False, **kwargs: Any) -> None:
+        renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
+        shared: list[Any] = [
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_request_id,
+        ]
+        super().__init__(
+            *args,
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                _redact_event,
+                renderer,
+            ],
+            **kwargs,
+        )

@@ -1,0 +1,54 @@
+"""The caller's address, as far as it can be believed."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+from django.conf import settings
+from django.http import HttpRequest
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text.strip().strip("[]"))
+    except ValueError:
+        return None
+    # ::ffff:10.0.0.1 is the IPv4 caller on a dual-stack socket.
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def resolve_client_address(peer: str, forwarded_for: str, trusted: Sequence[IPNetwork] | None = None) -> str:
+    """Return the address of the caller: the peer, or what trusted proxies say.
+
+    ``X-Forwarded-For`` is read from the right: as long as the hop that reported an address is itself trusted
+    (``TRUSTED_PROXIES``; by default none is) the next one to the left is believed. Anything that is not an
+    address ends the walk, so a caller cannot choose its own address or switch a limit off.
+    """
+    networks = settings.TRUSTED_PROXIES if trusted is None else trusted
+    current = _parse(peer)
+    if current is None:
+        return ""
+    for hop in reversed(forwarded_for.split(",")):
+        if not any(current in network for network in networks if network.version == current.version):
+            break
+        reported = _parse(hop)
+        if reported is None:
+            break
+        current = reported
+    return str(current)
+
+
+def client_address(request: HttpRequest) -> str:
+    """Return the caller's address of a Django request; empty on a Unix socket without a trusted report."""
+    return resolve_client_address(request.META.get("REMOTE_ADDR", ""), request.META.get("HTTP_X_FORWARDED_FOR", ""))
+
+
+def is_trusted_peer(peer: str) -> bool:
+    """Whether the direct peer is a configured proxy whose forwarding headers count."""
+    address = _parse(peer)
+    return address is not None and any(
+        address in network for network in settings.TRUSTED_PROXIES if network.version == address.version
+    )

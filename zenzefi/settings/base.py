@@ -1,0 +1,393 @@
+"""Settings common to every environment; also the whole of the default, local one.
+
+``production`` tightens them and refuses unsafe values, ``test`` shortens what tests wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg.conninfo
+from django.utils.translation import gettext_lazy as _
+
+from zenzefi.runtime import embedded
+from zenzefi.settings.env import BASE_DIR, ConfigurationError, Environment
+
+env = Environment.load()
+
+ENVIRONMENT = "local"
+HOST = env.string("HOST", "127.0.0.1")
+PORT = env.integer("PORT", 8000, minimum=1, maximum=65535)
+VAR_DIR = env.path("VAR_DIR", "var") or Path()
+WEB_WORKERS = env.integer("WEB_WORKERS", min(2, os.cpu_count() or 1), minimum=1, maximum=256)
+DEBUG = env.boolean("DEBUG", False)
+LOG_LEVEL = env.string("LOG_LEVEL", "INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+BACKEND_URL = env.url("BACKEND_URL", f"http://{HOST}:{PORT}")
+FRONTEND_URL = env.url("FRONTEND_URL", BACKEND_URL)
+ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{HOST}")
+CORS_ALLOWED_ORIGINS = env.urls(
+    "CORS_ALLOWED_ORIGINS",
+    "http://localhost:61000,https://localhost:61000,http://127.0.0.1:61000,https://127.0.0.1:61000",
+)
+TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES")
+METRICS_TOKEN = env.string("METRICS_TOKEN")
+
+
+def _local_secret_key() -> str:
+    """Return the key of this data directory, made on first use, so that local sign-ins survive a restart."""
+    path = VAR_DIR / "secret_key"
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        VAR_DIR.mkdir(parents=True, exist_ok=True)
+        # O_EXCL: of several processes that start at once one writes the key and the others read it.
+        # The content is linked into place whole, so no reader sees an empty file.
+        draft = path.with_name(f"secret_key.{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_urlsafe(64), encoding="ascii")
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        draft.unlink()
+        return path.read_text(encoding="ascii").strip()
+
+
+SECRET_KEY = env.string("SECRET_KEY") or _local_secret_key()
+
+# --- Applications, from the top of the import order to its bottom
+INSTALLED_APPS = [
+    "zenzefi.runtime",
+    "analytics",
+    "proxy",
+    "bundles",
+    "tokens",
+    "referrals",
+    "wallet",
+    "accounts",
+    "notifications",
+    "zenzefi.lib",
+    "pgtrigger",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "django_filters",
+    "corsheaders",
+    "django_prometheus",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+]
+
+MIDDLEWARE = [
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "zenzefi.lib.middleware.RequestIDMiddleware",
+    "zenzefi.lib.middleware.OptionalTrailingSlashMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "corsheaders.middleware.CorsMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "zenzefi.lib.middleware.ServiceUnavailableMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_prometheus.middleware.PrometheusAfterMiddleware",
+]
+
+ROOT_URLCONF = "zenzefi.urls"
+ASGI_APPLICATION = "zenzefi.asgi.application"
+WSGI_APPLICATION = "zenzefi.wsgi.application"
+APPEND_SLASH = False
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "zenzefi" / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+# --- PostgreSQL
+DATABASE_URL = env.string("DATABASE_URL") or embedded.database_url(VAR_DIR)
+DATABASE_POOL_SIZE = env.integer("DATABASE_POOL_SIZE", 20, minimum=2, maximum=1000)
+DATABASE_TIMEOUT = env.seconds("DATABASE_TIMEOUT", "3")
+
+
+def _database(url: str) -> dict[str, object]:
+    if urlsplit(url).scheme not in {"postgres", "postgresql"}:
+        raise ConfigurationError("DATABASE_URL must be a URL starting with postgresql://.")
+    try:
+        parameters = dict(psycopg.conninfo.conninfo_to_dict(url))
+    except psycopg.ProgrammingError:
+        raise ConfigurationError(
+            "DATABASE_URL is not a PostgreSQL connection URL such as postgresql://user:secret@host:5432/name."
+        ) from None
+    if not parameters.get("dbname"):
+        raise ConfigurationError("DATABASE_URL names no database.")
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parameters.pop("dbname"),
+        "USER": parameters.pop("user", "") or "",
+        "PASSWORD": parameters.pop("password", "") or "",
+        "HOST": parameters.pop("host", "") or "",
+        "PORT": str(parameters.pop("port", "") or ""),
+        # The pool keeps connections itself; CONN_MAX_AGE under ASGI would leak one a thread.
+        "CONN_MAX_AGE": 0,
+        "CONN_HEALTH_CHECKS": True,
+        "ATOMIC_REQUESTS": False,
+        "OPTIONS": {
+            "connect_timeout": 3,
+            **parameters,
+            "pool": {
+                "min_size": 1,
+                "max_size": DATABASE_POOL_SIZE,
+                "timeout": DATABASE_TIMEOUT,
+                # How long the pool goes on trying to reconnect before it starts afresh; short, so that service
+                # returns within seconds when PostgreSQL does.
+                "reconnect_timeout": 5,
+            },
+        },
+    }
+
+
+DATABASES = {"default": _database(DATABASE_URL)}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- Redis
+REDIS_URL = env.url("REDIS_URL", embedded.redis_url(VAR_DIR), schemes=("redis", "rediss", "unix"))
+REDIS_PREFIX = env.string("REDIS_PREFIX", "zen:")
+REDIS_TIMEOUT = env.seconds("REDIS_TIMEOUT", "1")
+
+CACHES = {
+    "default": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": f"{REDIS_PREFIX}cache",
+        "OPTIONS": {
+            "SOCKET_CONNECT_TIMEOUT": REDIS_TIMEOUT,
+            "SOCKET_TIMEOUT": REDIS_TIMEOUT,
+        },
+    }
+}
+
+# --- Users and sign-in
+AUTH_USER_MODEL = "accounts.User"
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "django.contrib.auth.hashers.PBKDF2PasswordHasher",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {
+        "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+        "OPTIONS": {"min_length": 8},
+    },
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+ACCESS_TOKEN_LIFETIME = timedelta(minutes=15)
+REFRESH_TOKEN_LIFETIME = timedelta(days=30)
+# A client whose answer was lost may repeat a refresh for this long and gets the same successor.
+REFRESH_REUSE_GRACE = timedelta(seconds=10)
+
+# --- Limits
+RATE_LIMITS = {
+    "auth": env.rate("RATE_LIMIT_AUTH", "5/3600"),
+    "api": env.rate("RATE_LIMIT_API", "100/60"),
+    "proxy": env.rate("RATE_LIMIT_PROXY", "1000/60"),
+}
+JSON_BODY_MAX_BYTES = env.integer("JSON_BODY_MAX_BYTES", 1_048_576, minimum=1024)
+DATA_UPLOAD_MAX_MEMORY_SIZE = JSON_BODY_MAX_BYTES
+IDEMPOTENCY_RETENTION = timedelta(hours=24)
+
+# --- Payments
+PAYMENT_PROVIDERS = env.items("PAYMENT_PROVIDERS", "mock")
+for _provider in PAYMENT_PROVIDERS:
+    if _provider not in {"mock"}:
+        raise ConfigurationError(f"PAYMENT_PROVIDERS knows no provider {_provider!r}; it knows: mock.")
+
+# --- Gateway
+ZENZEFI_TARGET_URLS = env.urls("ZENZEFI_TARGET_URL")
+ZENZEFI_CA_FILE = env.existing_file("ZENZEFI_CA_FILE")
+DEVICE_IDLE_SECONDS = env.integer("DEVICE_IDLE_SECONDS", 300, minimum=1)
+SESSION_IDLE_SECONDS = env.integer("SESSION_IDLE_SECONDS", 3600, minimum=1)
+GATEWAY = {
+    # Seconds. The first four bound one proxied request; total does not apply to streams (SSE, WebSocket).
+    "connect_timeout": env.seconds("GATEWAY_CONNECT_TIMEOUT", "5"),
+    "first_byte_timeout": env.seconds("GATEWAY_FIRST_BYTE_TIMEOUT", "60"),
+    "idle_timeout": env.seconds("GATEWAY_IDLE_TIMEOUT", "60"),
+    "total_timeout": env.seconds("GATEWAY_TOTAL_TIMEOUT", "3600"),
+    # Connections to the upstream per worker process.
+    "max_upstream_connections": env.integer("GATEWAY_MAX_UPSTREAM_CONNECTIONS", 1024, minimum=1),
+    # How long a validation may be answered from Redis before PostgreSQL is asked again.
+    "cache_seconds": env.integer("GATEWAY_CACHE_SECONDS", 300, minimum=1),
+    "negative_cache_seconds": env.integer("GATEWAY_NEGATIVE_CACHE_SECONDS", 10, minimum=1),
+    # Requests a second that one process may validate in PostgreSQL while Redis is down.
+    "fallback_rate": env.integer("GATEWAY_FALLBACK_RATE", 50, minimum=1),
+    "shutdown_grace": env.seconds("GATEWAY_SHUTDOWN_GRACE", "10"),
+}
+
+# --- E-mail
+EMAIL_URL = env.string("EMAIL_URL", "file")
+DEFAULT_FROM_EMAIL = env.string("DEFAULT_FROM_EMAIL", "Zenzefi <noreply@zenzefi.invalid>")
+
+
+def _mail_settings(url: str) -> dict[str, object]:
+    if url == "file":
+        return {
+            "EMAIL_BACKEND": "django.core.mail.backends.filebased.EmailBackend",
+            "EMAIL_FILE_PATH": VAR_DIR / "mail",
+        }
+    if url == "console":
+        return {"EMAIL_BACKEND": "django.core.mail.backends.console.EmailBackend"}
+    parts = urlsplit(url)
+    if parts.scheme in {"smtp", "smtps"} and parts.hostname:
+        return {
+            "EMAIL_BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+            "EMAIL_HOST": parts.hostname,
+            "EMAIL_PORT": parts.port or (465 if parts.scheme == "smtps" else 587),
+            "EMAIL_HOST_USER": parts.username or "",
+            "EMAIL_HOST_PASSWORD": parts.password or "",
+            "EMAIL_USE_SSL": parts.scheme == "smtps",
+            "EMAIL_TIMEOUT": 10,
+        }
+    raise ConfigurationError("EMAIL_URL must be file, console, smtp://user:secret@host:port or smtps://...")
+
+
+globals().update(_mail_settings(EMAIL_URL))
+
+
+# --- Celery
+def _broker_url(url: str) -> str:
+    """Kombu spells a Unix socket ``redis+socket://`` and the database ``virtual_host``."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
+        return url
+    database = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair).get("db", "0")
+    return f"redis+socket://{parts.path}?virtual_host={database}"
+
+
+CELERY_BROKER_URL = _broker_url(REDIS_URL)
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "global_keyprefix": f"{REDIS_PREFIX}celery:",
+    "visibility_timeout": 3600,
+    "socket_timeout": 5,
+    "socket_connect_timeout": 2,
+}
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_TIME_LIMIT = 300
+CELERY_TASK_SOFT_TIME_LIMIT = 240
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_TIMEZONE = "UTC"
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+# Each app keeps its schedule beside its tasks; zenzefi.celery puts them together.
+
+# --- API
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.api.authentication.AccessTokenAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PARSER_CLASSES": ["zenzefi.lib.parsers.StrictJSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PAGINATION_CLASS": "zenzefi.lib.pagination.LimitOffsetPagination",
+    "DEFAULT_THROTTLE_CLASSES": ["zenzefi.lib.ratelimit.ApiRateThrottle"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "zenzefi.lib.errors.exception_handler",
+    "DATETIME_FORMAT": "%Y-%m-%dT%H:%M:%S.%fZ",
+    "COERCE_DECIMAL_TO_STRING": True,
+    "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
+    "NUM_PROXIES": 0,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Zenzefi Proxy Platform",
+    "DESCRIPTION": "Prepaid, time-limited access to a Zenzefi server through a streaming gateway.",
+    "VERSION": "1.0.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "SCHEMA_PATH_PREFIX": r"/api/v1",
+    "COMPONENT_SPLIT_REQUEST": True,
+}
+
+# --- Languages, time, static files
+LANGUAGE_CODE = "en"
+LANGUAGES = [("en", _("English")), ("ru", _("Russian"))]
+LOCALE_PATHS = [BASE_DIR / "zenzefi" / "locale"]
+USE_I18N = True
+USE_TZ = True
+TIME_ZONE = "UTC"
+STATIC_URL = "/static/"
+STATIC_ROOT = VAR_DIR / "static"
+STATICFILES_DIRS: list[Path] = []
+WHITENOISE_USE_FINDERS = True
+
+# --- Security
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_SAMESITE = "Lax"
+CORS_ALLOW_CREDENTIALS = True
+CORS_URLS_REGEX = r"^/api/.*$"
+CORS_EXPOSE_HEADERS = [
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "X-Request-ID",
+    "X-Zenzefi-Error",
+]
+CORS_ALLOW_HEADERS = [
+    "accept",
+    "accept-language",
+    "authorization",
+    "content-type",
+    "idempotency-key",
+    "x-access-token",
+    "x-device-id",
+    "x-request-id",
+]
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "filters": {"request_id": {"()": "zenzefi.lib.logging.RequestIDFilter"}},
+    "formatters": {"line": {"()": "zenzefi.lib.logging.LineFormatter"}},
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "line",
+            "filters": ["request_id"],
+        }
+    },
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
+    "loggers": {
+        # A 4xx is the caller's affair and is in the access log; Django would warn for each.
+        "django.request": {"level": "ERROR"},
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
+    },
+}

@@ -1,0 +1,26 @@
+"""Settings of the test suite: real PostgreSQL and Redis, short waits, cheap password hashes."""
+
+from __future__ import annotations
+
+import os
+
+from zenzefi.settings.base import *
+
+ENVIRONMENT = "test"
+DEBUG = False
+SECRET_KEY = "tests-only-" + "0123456789abcdefghijklmnopqrstuvwxyz" * 2
+
+# Each xdist worker has its own keys, as it has its own database.
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+REDIS_PREFIX = f"zentest:{_worker}:"
+CACHES["default"]["KEY_PREFIX"] = f"{REDIS_PREFIX}cache"
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    **CELERY_BROKER_TRANSPORT_OPTIONS,
+    "global_keyprefix": f"{REDIS_PREFIX}celery:",
+}
+
+# Argon2 at its cheapest: still the algorithm of production, so upgrades and verification run the same code.
+PASSWORD_HASHERS = ["tests.hashers.CheapArgon2PasswordHasher"]
+EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
+WHITENOISE_AUTOREFRESH = True
