@@ -7,7 +7,6 @@ those, Django's and DRF's exceptions into the answer ``{"detail", "code", "reque
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import redis.exceptions
@@ -172,9 +171,6 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
         )
     if isinstance(exc, drf.APIException):
         headers: dict[str, str] = {}
-        if isinstance(exc, drf.Throttled):
-            headers["Retry-After"] = str(max(1, math.ceil(exc.wait or 1)))
-            return Response(error_body(RateLimited.detail, RateLimited.code), status=429, headers=headers)
         if challenge := getattr(exc, "auth_header", None):
             headers["WWW-Authenticate"] = challenge
         code = _DRF_CODES.get(type(exc), getattr(exc, "default_code", "error"))

@@ -73,6 +73,7 @@ def run_idempotently(request: Request, flow: Callable[[], tuple[int, Any]]) -> R
     if not _WELL_FORMED.fullmatch(key):
         raise InvalidIdempotencyKey
 
+    assert request.user.is_authenticated
     user_id = request.user.pk
     key_hash = hashlib.sha256(f"{user_id}:{key}".encode()).digest()
     fingerprint = _fingerprint(request)

@@ -48,7 +48,7 @@ def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
 class LineFormatter(structlog.stdlib.ProcessorFormatter):
     """Formats records of the standard library and of structlog alike."""
 
-    def __init__(self, *args: Any, json: bool = False, **kwargs: Any) -> None:
+    def __init__(self, fmt: str | None = None, datefmt: str | None = None, *, json: bool = False) -> None:
         renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
         shared: list[Any] = [
             structlog.stdlib.add_log_level,
@@ -57,7 +57,6 @@ class LineFormatter(structlog.stdlib.ProcessorFormatter):
             _add_request_id,
         ]
         super().__init__(
-            *args,
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -65,5 +64,4 @@ class LineFormatter(structlog.stdlib.ProcessorFormatter):
                 _redact_event,
                 renderer,
             ],
-            **kwargs,
         )

@@ -9,13 +9,18 @@ import os
 import secrets
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import django_stubs_ext
 import psycopg.conninfo
 from django.utils.translation import gettext_lazy as _
 
 from zenzefi.runtime import embedded
 from zenzefi.settings.env import BASE_DIR, ConfigurationError, Environment
+
+# Lets classes name their model, ModelAdmin[User], as the types do; must run before any app is imported.
+django_stubs_ext.monkeypatch()
 
 env = Environment.load()
 
@@ -372,7 +377,7 @@ CORS_ALLOW_HEADERS = [
     "x-request-id",
 ]
 
-LOGGING = {
+LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "filters": {"request_id": {"()": "zenzefi.lib.logging.RequestIDFilter"}},

@@ -21,9 +21,9 @@ if len(SECRET_KEY) < 50 or len(set(SECRET_KEY)) < 10 or SECRET_KEY.startswith("c
     raise ConfigurationError("SECRET_KEY must be at least 50 random characters in production.")
 if DEBUG:
     raise ConfigurationError("DEBUG must be false in production.")
-if "mock" in PAYMENT_PROVIDERS and env.is_set("PAYMENT_PROVIDERS"):
+if "mock" in env.items("PAYMENT_PROVIDERS"):
     raise ConfigurationError("PAYMENT_PROVIDERS must not contain mock in production.")
-PAYMENT_PROVIDERS = [name for name in PAYMENT_PROVIDERS if name != "mock"]
+PAYMENT_PROVIDERS = env.items("PAYMENT_PROVIDERS")
 if len(METRICS_TOKEN) < 16:
     raise ConfigurationError("METRICS_TOKEN must be at least 16 characters in production.")
 if not BACKEND_URL.startswith("https://"):
@@ -43,6 +43,7 @@ SECURE_HSTS_PRELOAD = True
 # A header only the trusted proxy may set; zenzefi.lib.middleware drops it from anyone else.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 WHITENOISE_USE_FINDERS = False
+LOGGING["formatters"]["line"]["json"] = True
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
