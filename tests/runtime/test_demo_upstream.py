@@ -86,9 +86,7 @@ def test_target_is_matched_and_reported_byte_for_byte(upstream: RecordingUpstrea
 
 
 def test_absolute_form_reaches_the_same_route(upstream: RecordingUpstream) -> None:
-    answer = exchange_raw(
-        upstream, b"GET http://elsewhere:80/json HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
-    )
+    answer = exchange_raw(upstream, b"GET http://elsewhere:80/json HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
     assert answer.partition(b"\r\n\r\n")[2] == SMALL_JSON
     assert upstream.targets == [b"http://elsewhere:80/json"]
 
@@ -217,9 +215,7 @@ def test_gzip_is_labelled_and_sized_as_sent(upstream: RecordingUpstream) -> None
 
 def test_echo_sends_each_chunk_back_before_the_next_came(upstream: RecordingUpstream) -> None:
     with socket.create_connection((upstream.host, upstream.port), timeout=10) as peer:
-        peer.sendall(
-            b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Type: text/x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
+        peer.sendall(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Type: text/x\r\nTransfer-Encoding: chunked\r\n\r\n")
         received = bytearray()
         for word in (b"first", b"other"):
             peer.sendall(b"5\r\n" + word + b"\r\n")
@@ -277,9 +273,7 @@ HEAD_PATHS = [
 
 
 @pytest.mark.parametrize("path", HEAD_PATHS)
-def test_head_sends_the_header_section_of_get_and_nothing_more(
-    upstream: RecordingUpstream, path: str
-) -> None:
+def test_head_sends_the_header_section_of_get_and_nothing_more(upstream: RecordingUpstream, path: str) -> None:
     answer = exchange_raw(upstream, f"HEAD {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
     head, separator, body = answer.partition(b"\r\n\r\n")
     assert separator and body == b""
@@ -360,9 +354,7 @@ def test_handler_ends_when_its_client_leaves(upstream: RecordingUpstream, path: 
 def test_upload_that_breaks_off_is_abandoned(upstream: RecordingUpstream) -> None:
     with socket.create_connection((upstream.host, upstream.port), timeout=10) as peer:
         peer.sendall(b"POST /sink HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nabc")
-        wait_until(
-            lambda: upstream.requests and upstream.requests[0].body_length == 3, what="the first bytes"
-        )
+        wait_until(lambda: upstream.requests and upstream.requests[0].body_length == 3, what="the first bytes")
     assert upstream.wait_for(1)[0].outcome == "abandoned"
 
 

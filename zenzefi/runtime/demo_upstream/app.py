@@ -43,10 +43,7 @@ async def _answer(request: web.Request, exchange: Exchange) -> web.StreamRespons
         if not route.reads_body:
             async for _chunk in body_chunks(request):
                 pass
-        values = {
-            name: unquote_to_bytes(value).decode("utf-8", "replace")
-            for name, value in match.groupdict().items()
-        }
+        values = {name: unquote_to_bytes(value).decode("utf-8", "replace") for name, value in match.groupdict().items()}
         try:
             return await route.handler(request, values)
         except UnknownCertificateError as error:

@@ -50,9 +50,7 @@ class Certificate:
 
     def pem(self) -> bytes:
         """PEM-shaped bytes, the same for the same certificate."""
-        payload = b"".join(
-            hashlib.sha256(f"{self.serial_number}/{part}".encode()).digest() for part in range(16)
-        )
+        payload = b"".join(hashlib.sha256(f"{self.serial_number}/{part}".encode()).digest() for part in range(16))
         lines = textwrap.wrap(base64.b64encode(payload).decode(), 64)
         return b"\n".join([PEM_BEGIN, *(line.encode() for line in lines), PEM_END, b""])
 

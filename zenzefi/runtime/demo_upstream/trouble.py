@@ -53,11 +53,7 @@ async def hang(request: web.Request, _: dict[str, str]) -> web.StreamResponse:
 
 async def reset(request: web.Request, _: dict[str, str]) -> web.StreamResponse:
     """Cuts the connection with RST: at once, or with `after` after that many bytes of a promised `length`."""
-    after = (
-        whole_number(request, "after", -1, most=MAX_GENERATED_BYTES)
-        if "after" in query_values(request)
-        else -1
-    )
+    after = whole_number(request, "after", -1, most=MAX_GENERATED_BYTES) if "after" in query_values(request) else -1
     if after >= 0:
         response = web.StreamResponse()
         response.content_length = whole_number(request, "length", after + 1, most=MAX_GENERATED_BYTES)

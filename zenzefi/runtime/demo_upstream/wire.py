@@ -25,9 +25,7 @@ MAX_GENERATED_BYTES = 2**40
 # A prime period, so that a chunk lost, doubled or out of order never leaves the bytes as they were.
 _PERIOD = 65_521
 _CHUNK = 256 * 1024
-_PATTERN = (hashlib.shake_256(b"zenzefi demo upstream").digest(_PERIOD) * (_CHUNK // _PERIOD + 2))[
-    : _PERIOD + _CHUNK
-]
+_PATTERN = (hashlib.shake_256(b"zenzefi demo upstream").digest(_PERIOD) * (_CHUNK // _PERIOD + 2))[: _PERIOD + _CHUNK]
 _LAST_MODIFIED = 1_767_225_600  # 2026-01-01T00:00:00Z
 
 SMALL_JSON = json.dumps(
@@ -77,9 +75,7 @@ async def inspect(request: web.Request, _: dict[str, str]) -> web.StreamResponse
             "method": exchange.method,
             "target": exchange.target.decode("latin-1"),
             "http_version": exchange.http_version,
-            "headers": [
-                [name.decode("latin-1"), value.decode("latin-1")] for name, value in exchange.headers
-            ],
+            "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in exchange.headers],
             "body_length": exchange.body_length,
             "body_sha256": exchange.body_sha256,
         }
@@ -115,9 +111,7 @@ async def sink(request: web.Request, _: dict[str, str]) -> web.StreamResponse:
 
 def _entity_matches(header: str, etag: str, *, weak: bool) -> bool:
     candidates = [part.strip() for part in header.split(",")]
-    return "*" in candidates or any(
-        (part.removeprefix("W/") if weak else part) == etag for part in candidates
-    )
+    return "*" in candidates or any((part.removeprefix("W/") if weak else part) == etag for part in candidates)
 
 
 def _unmodified_since(header: str) -> bool:
