@@ -111,8 +111,7 @@ class Stack:
 
     def descendants(self) -> Iterator[psutil.Process]:
         assert self.process is not None
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            yield process
+        yield from psutil.Process(self.process.pid).children(recursive=True)
 
     def web_workers(self) -> list[psutil.Process]:
         """Return the worker processes of gunicorn, not its arbiter."""
