@@ -1,11 +1,9 @@
 #!/usr/bin/env python
-"""Django's command line."""
+"""The project's command line: ``manage.py help`` lists the commands, ``manage.py up`` starts everything."""
 
-import os
 import sys
 
-if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "zenzefi.settings.base")
-    from django.core.management import execute_from_command_line
+from zenzefi.runtime.commandline import main
 
-    execute_from_command_line(sys.argv)
+if __name__ == "__main__":
+    main(sys.argv)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
 from zenzefi import views
 
@@ -25,4 +25,7 @@ urlpatterns = [
     path("api/schema", views.schema, name="schema"),
     path("openapi.json", views.schema, name="openapi"),
     path("admin/", admin.site.urls),
+    path("api/v1/", include("wallet.api.urls")),
+    path("api/v1/", include("tokens.api.urls")),
+    path("api/v1/", include("bundles.api.urls")),
 ]

@@ -1,1 +1,1 @@
-"""Runs the platform on a bare machine: its own PostgreSQL and Redis, and the supervisor behind ``make run``."""
+"""Runs the platform on a bare machine: its own PostgreSQL and Redis, the supervisor of ``make run``."""

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from zenzefi.settings.base import *
+# Data and servers of its own, thrown away at will. A process that the suite starts inherits the value as it is.
+_var_dir = Path(os.environ.get("VAR_DIR") or "var")
+if _var_dir.name != "test":
+    os.environ["VAR_DIR"] = str(_var_dir / "test")
+
+from zenzefi.settings.base import *  # noqa: E402
 
 ENVIRONMENT = "test"
 DEBUG = False

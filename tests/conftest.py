@@ -1,0 +1,52 @@
+"""The suite's own PostgreSQL and Redis, and what is left out when a tool is missing."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from django.conf import settings
+
+from zenzefi.runtime import servers
+from zenzefi.runtime.embedded import Lease
+
+LEASE = pytest.StashKey[Lease]()
+TOOLS = {
+    "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "nginx": ("nginx",),
+    "promtool": ("promtool",),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Every xdist worker and its controller hold a share; the last to leave stops the servers.
+    settings.VAR_DIR.mkdir(parents=True, exist_ok=True)
+    config.stash[LEASE] = servers.ensure(lambda _: None, fsync=False)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if LEASE in config.stash:
+        config.stash[LEASE].release()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker in _missing():
+        for item in items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=_reason(marker)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for marker in _missing():
+        count = sum(_reason(marker) in reason for reason in skipped)
+        if count:
+            terminalreporter.write_line(f"Left out {count} tests marked {marker}: {_reason(marker)}.")
+
+
+def _missing() -> list[str]:
+    return [marker for marker, names in TOOLS.items() if not any(map(shutil.which, names))]
+
+
+def _reason(marker: str) -> str:
+    return f"{marker} is not on PATH"

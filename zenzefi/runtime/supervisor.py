@@ -1,0 +1,371 @@
+"""What ``manage.py up`` does: all the platform needs, started in order, kept alive, stopped in order."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psycopg
+import redis
+from django.conf import settings
+from django.core.management import call_command, get_commands
+from django.db import connections
+from django.db.backends.postgresql.base import DatabaseWrapper
+
+from zenzefi.runtime import embedded, processes, servers
+from zenzefi.runtime.children import MARK, MOST_FAILURES, Child, program, survivors
+from zenzefi.runtime.errors import StartError
+from zenzefi.runtime.locks import FileLock
+from zenzefi.runtime.terminal import Terminal
+
+# Two starts beside each other on one database: one migrates, the other waits. Any number nobody else uses.
+MIGRATION_LOCK = 0x7A656E7A
+HEALTH_SECONDS = 90
+# An instance that is just stopping gets this long before a new one gives up on its data directory.
+HANDOVER_SECONDS = 30
+
+
+class Stopped(BaseException):
+    """A signal asked us to stop while we were still starting."""
+
+
+class Supervisor:
+    """One run of the platform on one VAR_DIR."""
+
+    def __init__(self) -> None:
+        self.terminal = Terminal()
+        self.directory = embedded.runtime_directory(settings.VAR_DIR)
+        self.lock = FileLock(self.directory / "up.lock")
+        self.lease: embedded.Lease | None = None
+        self.listener: socket.socket | None = None
+        self.children: list[Child] = []
+        self.selector = selectors.DefaultSelector()
+        self.starting = True
+        self.stopping = False
+        self.hurry = False
+
+    def run(self) -> None:
+        """Serve until a signal says otherwise. Raises StartError when that is not possible (any more)."""
+        with self._signals():
+            try:
+                self._begin()
+                self.starting = False
+                self._supervise()
+            except Stopped:
+                pass
+            finally:
+                self.starting = False
+                self.stopping = True
+                self._end()
+
+    # --- starting
+
+    def _begin(self) -> None:
+        self._claim()
+        self._ensure_servers()
+        self._migrate_and_seed()
+        environ = {**os.environ, MARK: str(self.directory), "PYTHONUNBUFFERED": "1"}
+        environ.setdefault("DJANGO_SETTINGS_MODULE", settings.SETTINGS_MODULE)
+        demo = None
+        if not settings.ZENZEFI_TARGET_URLS:
+            demo = self._free_port()
+            environ["ZENZEFI_TARGET_URL"] = f"http://127.0.0.1:{demo}"
+        metrics = self._empty_directory("prometheus")
+        settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
+        self.children = self._plan(environ, metrics, demo)
+        for child in self.children:
+            self._start(child)
+        self._await_health()
+        self._announce()
+
+    def _claim(self) -> None:
+        """Take the data directory and the port, or say in one sentence who has them."""
+        self.listener = self._bind()
+        deadline = time.monotonic() + HANDOVER_SECONDS
+        announced = False
+        while not self.lock.acquire(block=False):
+            holder, state, address = (*self.lock.read().split(), "", "", "")[:3]
+            if state == "running" or time.monotonic() > deadline:
+                raise StartError(
+                    f"Zenzefi already runs on the data in {settings.VAR_DIR} (process {holder}, {address}): "
+                    "stop it first, or choose another VAR_DIR and PORT."
+                )
+            if not announced:
+                self.terminal.say("Waiting for the instance that is just stopping")
+                announced = True
+            time.sleep(0.1)
+        self._note("running")
+        left = survivors(str(self.directory))
+        if left:
+            self.terminal.say("Ending what an earlier run left behind")
+            processes.end(left, [(signal.SIGTERM, 3), (signal.SIGKILL, 5)])
+        if self.listener is None:
+            self.listener = self._bind(final=True)
+
+    def _bind(self, *, final: bool = False) -> socket.socket | None:
+        """Bind HOST:PORT for gunicorn to inherit; None while an earlier run of ours may have it."""
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                settings.HOST, settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+        except OSError as error:
+            raise StartError(f"HOST {settings.HOST!r} is no address of this machine: {error.strerror}.") from None
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            listener.close()
+            ours = self.lock.read() or survivors(str(self.directory))
+            if ours and not final:
+                return None
+            raise StartError(
+                f"Port {settings.PORT} on {settings.HOST} is taken ({error.strerror}): stop what has it, "
+                "or choose another PORT."
+            ) from None
+        return listener
+
+    def _ensure_servers(self) -> None:
+        self.lease = servers.ensure(self.terminal.say)
+        try:
+            with psycopg.connect(settings.DATABASE_URL, connect_timeout=5):
+                pass
+        except psycopg.OperationalError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise StartError(f"The PostgreSQL of DATABASE_URL does not answer: {reason}") from None
+        try:
+            with redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=5, socket_timeout=5) as client:
+                client.ping()
+        except redis.RedisError as error:
+            raise StartError(f"The Redis of REDIS_URL does not answer: {error}") from None
+
+    def _migrate_and_seed(self) -> None:
+        self.terminal.say("Migrating the database")
+        with psycopg.connect(settings.DATABASE_URL, autocommit=True) as guard:
+            guard.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+            call_command("migrate", interactive=False, verbosity=0)
+            if "seed" in get_commands():
+                sys.stdout.flush()
+                call_command("seed")
+                sys.stdout.flush()
+        # Its pool has threads, and from here on we fork.
+        connections.close_all()
+        for wrapper in connections.all(initialized_only=True):
+            if isinstance(wrapper, DatabaseWrapper):
+                wrapper.close_pool()
+
+    def _plan(self, environ: dict[str, str], metrics: Path, demo: int | None) -> list[Child]:
+        """Return the children in the order of their start; they are stopped by ``_end`` in its own."""
+        assert self.listener is not None
+        counted = {**environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+        # In a container root is the usual user; the warning would only drown what follows it.
+        quiet = "-Wignore:You're running the worker with superuser privileges"
+        celery = [sys.executable, quiet, "-m", "celery", "-q", "-A", "zenzefi"]
+        worker = [*celery, "worker", "--concurrency=2", f"--hostname=zenzefi@{self.directory.name}"]
+        beat = [*celery, "beat", "--pidfile=", f"--schedule={settings.VAR_DIR / 'beat-schedule'}"]
+        web = program("gunicorn", "-c", "python:zenzefi.runtime.gunicorn_conf")
+        plan = []
+        if demo is not None:
+            server = program("zenzefi.runtime.demo_upstream", "--host", "127.0.0.1", "--port", str(demo))
+            plan.append(Child("upstream", server, environ, stop_seconds=2))
+        return [
+            *plan,
+            Child(
+                "web",
+                [*web, "--bind", f"fd://{self.listener.fileno()}"],
+                counted,
+                stop_seconds=settings.GATEWAY["shutdown_grace"] + 4,
+                inherited=(self.listener.fileno(),),
+            ),
+            # Tasks are acknowledged late and safe to run twice, so one that takes longer is simply repeated.
+            Child("worker", [*worker, "--without-gossip", "--without-mingle"], counted, stop_seconds=3),
+            Child("beat", beat, environ, stop_seconds=2),
+        ]
+
+    def _await_health(self) -> None:
+        started = time.monotonic()
+        announced = False
+        while not self._healthy():
+            waited = time.monotonic() - started
+            if waited > HEALTH_SECONDS:
+                raise StartError(f"/health does not answer with 200 after {HEALTH_SECONDS} s.")
+            if waited > 1 and not announced:
+                self.terminal.say("Waiting for /health")
+                announced = True
+            self._tick(0.1)
+
+    def _healthy(self) -> bool:
+        web = next(child for child in self.children if child.role == "web")
+        if web.process is None:
+            return False
+        connection = http.client.HTTPConnection(_reachable(settings.HOST), settings.PORT, timeout=2)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _announce(self) -> None:
+        base = _base_url()
+        for line in (
+            f"Zenzefi serves on {base}",
+            f"  API documentation  {base}/docs",
+            f"  Admin              {base}/admin/",
+            f"  Gateway            {base}/api/v1/proxy/",
+            f"  Health             {base}/health",
+            "Ctrl-C stops everything.",
+        ):
+            self.terminal.say(line)
+
+    # --- serving
+
+    def _supervise(self) -> None:
+        while not self.stopping:
+            self._tick(0.5)
+            self._revive_servers()
+
+    def _tick(self, seconds: float) -> None:
+        """Pass on output for at most ``seconds``, and start again what has died. Raises StartError."""
+        self._pass_output(seconds)
+        for child in self.children:
+            code = child.ended()
+            if code is not None:
+                self._drop(child)
+                delay = child.bury()
+                if child.failures >= MOST_FAILURES:
+                    raise StartError(
+                        f"{child.role} ended {child.failures} times in a row, last with {_said(code)}; "
+                        "its own lines above say why."
+                    )
+                self.terminal.say(f"{child.role} ended with {_said(code)}; starting it again in {delay:.1f} s")
+            if child.process is None and time.monotonic() >= child.next_start:
+                self._start(child)
+
+    def _pass_output(self, seconds: float) -> None:
+        for key, _ in self.selector.select(seconds):
+            child: Child = key.data
+            lines, at_end = child.read()
+            for line in lines:
+                self.terminal.say(line, role=child.role)
+            if at_end:
+                self.selector.unregister(key.fd)
+        self.terminal.flush()
+
+    def _start(self, child: Child) -> None:
+        child.start()
+        self.selector.register(child.output, selectors.EVENT_READ, child)
+
+    def _drop(self, child: Child) -> None:
+        """Pass on a child's last words and stop listening to it."""
+        if child.process is None or child.output not in self.selector.get_map():
+            return
+        for line in child.read()[0]:
+            self.terminal.say(line, role=child.role)
+        self.selector.unregister(child.output)
+
+    def _revive_servers(self) -> None:
+        assert self.lease is not None
+        self.lease.revive(self.terminal.say)
+
+    # --- stopping
+
+    def _end(self) -> None:
+        if self.lock.held:
+            self._note("stopping")
+        by_role = {child.role: child for child in self.children}
+        if by_role:
+            self.terminal.say("Stopping")
+        # Ours as well as gunicorn's: connections are refused now, not left in a queue nobody serves.
+        if self.listener is not None:
+            self.listener.close()
+        # beat with worker: what it would still send waits in Redis for the next start.
+        for roles in (("web",), ("worker",), ("beat",), ("upstream",)):
+            self._stop([by_role[role] for role in roles if role in by_role])
+        if self.lease is not None:
+            self.lease.release()
+        if self.lock.held:
+            self._remove_lock()
+        self.terminal.flush()
+
+    def _stop(self, children: list[Child]) -> None:
+        for child in children:
+            child.terminate()
+        deadline = time.monotonic() + max((child.stop_seconds for child in children), default=0)
+        while any(child.process is not None and child.ended() is None for child in children):
+            if time.monotonic() > deadline or self.hurry:
+                break
+            self._pass_output(0.05)
+        for child in children:
+            self._drop(child)
+            child.close()
+
+    def _remove_lock(self) -> None:
+        """Remove our file, and the directory unless another command still uses the servers beside us."""
+        self.lock.remove()
+
+    # --- small things
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self.stopping:
+                self.hurry = True
+            self.stopping = True
+            if self.starting:
+                self.starting = False
+                raise Stopped
+
+        wanted = [signal.SIGINT, signal.SIGTERM]
+        # nohup ignores SIGHUP so that its command outlives the terminal.
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            wanted.append(signal.SIGHUP)
+        before = {number: signal.signal(number, on_signal) for number in wanted}
+        # make does not pass every signal on, and none when it is killed.
+        if "MAKELEVEL" in os.environ:
+            processes.end_with_parent()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, state: str) -> None:
+        self.lock.write(f"{os.getpid()} {state} {_base_url()}")
+
+    def _empty_directory(self, name: str) -> Path:
+        path = settings.VAR_DIR / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    @staticmethod
+    def _free_port() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
+
+
+def _said(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - an answer, not a bind
+
+
+def _base_url() -> str:
+    host = _reachable(settings.HOST)
+    return f"http://[{host}]:{settings.PORT}" if ":" in host else f"http://{host}:{settings.PORT}"
