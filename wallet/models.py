@@ -72,8 +72,10 @@ class Account(models.Model):
 def _side_is_consistent(side: str) -> Q:
     """What one side of a transfer leaves behind: nothing known, or a balance and a debt of which one is zero."""
     balance, owed = f"{side}_balance_after", f"{side}_owed_after"
+    # A comparison with NULL is not false, and a CHECK refuses only what is false: NULL is excluded by name.
     return Q(**{f"{balance}__isnull": True, f"{owed}__isnull": True}) | (
-        Q(**{f"{balance}__gte": 0, f"{owed}__gte": 0}) & (Q(**{balance: 0}) | Q(**{owed: 0}))
+        Q(**{f"{balance}__isnull": False, f"{owed}__isnull": False, f"{balance}__gte": 0, f"{owed}__gte": 0})
+        & (Q(**{balance: 0}) | Q(**{owed: 0}))
     )
 
 
