@@ -41,6 +41,8 @@ class Account(models.Model):
     system = models.CharField(_("system account"), max_length=64, null=True, blank=True, unique=True, editable=False)
     balance = models.DecimalField(_("balance"), max_digits=14, decimal_places=2, default=ZERO, editable=False)
     owed = models.DecimalField(_("owed"), max_digits=14, decimal_places=2, default=ZERO, editable=False)
+    #: How many transfers a user's account has, so that a page of a long history need not count it.
+    postings = models.PositiveBigIntegerField(_("transfers"), default=0, editable=False)
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
 
     class Meta:
@@ -56,7 +58,7 @@ class Account(models.Model):
                 name="wallet_account_user_or_system",
             ),
             models.CheckConstraint(
-                condition=Q(user__isnull=False) | Q(balance=0, owed=0),
+                condition=Q(user__isnull=False) | Q(balance=0, owed=0, postings=0),
                 name="wallet_account_system_caches_nothing",
             ),
         ]
@@ -100,10 +102,10 @@ class Transfer(models.Model):
     #: What the API shows as ``id``.
     public_id = models.UUIDField(unique=True, default=uuid.uuid4, editable=False)
     debit_account = models.ForeignKey(
-        Account, on_delete=models.PROTECT, related_name="debits", verbose_name=_("debit account")
+        Account, on_delete=models.PROTECT, related_name="debits", verbose_name=_("debit account"), db_index=False
     )
     credit_account = models.ForeignKey(
-        Account, on_delete=models.PROTECT, related_name="credits", verbose_name=_("credit account")
+        Account, on_delete=models.PROTECT, related_name="credits", verbose_name=_("credit account"), db_index=False
     )
     amount = models.DecimalField(_("amount"), max_digits=14, decimal_places=2)
     kind = models.CharField(_("kind"), max_length=32, choices=Kind.choices)
