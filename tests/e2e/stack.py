@@ -116,9 +116,7 @@ class Stack:
     def web_workers(self) -> list[psutil.Process]:
         """Return the worker processes of gunicorn, not its arbiter."""
         arbiters = [
-            process
-            for process in self.descendants()
-            if _is_gunicorn(process) and not _is_gunicorn(process.parent())
+            process for process in self.descendants() if _is_gunicorn(process) and not _is_gunicorn(process.parent())
         ]
         return [child for arbiter in arbiters for child in arbiter.children()]
 
