@@ -3,6 +3,7 @@
 The order of locks in every flow: accounts of the wallet, then tokens, each in the order of their primary keys.
 """
 
+from tokens.services.devices import claim_device
 from tokens.services.lifecycle import Activation, activate_token, record_device_use, record_expiries
 from tokens.services.maintenance import RotatedToken, release_device, rotate_token, update_token
 from tokens.services.purchase import PurchasedToken, list_price, purchase_token, scope_for_sale, source_of
@@ -14,6 +15,7 @@ __all__ = [
     "Revocation",
     "RotatedToken",
     "activate_token",
+    "claim_device",
     "list_price",
     "purchase_token",
     "record_device_use",
