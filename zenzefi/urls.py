@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
 handler400 = "zenzefi.lib.errors.bad_request"
 handler403 = "zenzefi.lib.errors.permission_denied"
@@ -12,4 +12,5 @@ handler500 = "zenzefi.lib.errors.server_error"
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("api/v1/", include("accounts.api.urls")),
 ]
