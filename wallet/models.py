@@ -10,15 +10,16 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
-from zenzefi.lib.money import ZERO
+from zenzefi.lib.money import MAX_AMOUNT, ZERO
 
 
 class Account(models.Model):
     """A place money can be: one per user, and a few of the system's own.
 
     A user's account caches its balance under ``CHECK (balance >= 0)``; ``owed`` is what a claw-back could not
-    take and later credits pay first. System accounts cache nothing: they are in every purchase, and a cached
-    balance there would make every purchase wait for every other.
+    take and later credits pay first, so one of the two is always zero, and ``balance - owed`` is the sum of the
+    account's transfers. System accounts cache nothing: they are in every purchase, and a cached balance there
+    would make every purchase wait for every other.
     """
 
     class System(models.TextChoices):
@@ -48,6 +49,8 @@ class Account(models.Model):
         constraints = [
             models.CheckConstraint(condition=Q(balance__gte=0), name="wallet_account_balance_not_negative"),
             models.CheckConstraint(condition=Q(owed__gte=0), name="wallet_account_owed_not_negative"),
+            models.CheckConstraint(condition=Q(balance=0) | Q(owed=0), name="wallet_account_balance_or_owed"),
+            models.CheckConstraint(condition=Q(balance__lte=MAX_AMOUNT), name="wallet_account_balance_bounded"),
             models.CheckConstraint(
                 condition=Q(user__isnull=False, system__isnull=True) | Q(user__isnull=True, system__isnull=False),
                 name="wallet_account_user_or_system",
@@ -60,6 +63,18 @@ class Account(models.Model):
 
     def __str__(self) -> str:
         return self.system or str(self.user)
+
+    @property
+    def is_system(self) -> bool:
+        return self.system is not None
+
+
+def _side_is_consistent(side: str) -> Q:
+    """What one side of a transfer leaves behind: nothing known, or a balance and a debt of which one is zero."""
+    balance, owed = f"{side}_balance_after", f"{side}_owed_after"
+    return Q(**{f"{balance}__isnull": True, f"{owed}__isnull": True}) | (
+        Q(**{f"{balance}__gte": 0, f"{owed}__gte": 0}) & (Q(**{balance: 0}) | Q(**{owed: 0}))
+    )
 
 
 class Transfer(models.Model):
@@ -92,9 +107,15 @@ class Transfer(models.Model):
     kind = models.CharField(_("kind"), max_length=32, choices=Kind.choices)
     source = models.CharField(_("source"), max_length=128)
     description = models.CharField(_("description"), max_length=255, blank=True, default="")
-    #: The user accounts' balances right after; null on the side of a system account.
-    debit_balance_after = models.DecimalField(max_digits=14, decimal_places=2, null=True)
-    credit_balance_after = models.DecimalField(max_digits=14, decimal_places=2, null=True)
+    #: The user accounts' balance and debt right after; null on the side of a system account.
+    debit_balance_after = models.DecimalField(
+        _("balance after, debit account"), max_digits=14, decimal_places=2, null=True
+    )
+    debit_owed_after = models.DecimalField(_("owed after, debit account"), max_digits=14, decimal_places=2, null=True)
+    credit_balance_after = models.DecimalField(
+        _("balance after, credit account"), max_digits=14, decimal_places=2, null=True
+    )
+    credit_owed_after = models.DecimalField(_("owed after, credit account"), max_digits=14, decimal_places=2, null=True)
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
 
     class Meta:
@@ -112,9 +133,19 @@ class Transfer(models.Model):
             models.CheckConstraint(
                 condition=~Q(debit_account=F("credit_account")), name="wallet_transfer_two_accounts"
             ),
+            models.CheckConstraint(condition=_side_is_consistent("debit"), name="wallet_transfer_debit_side"),
+            models.CheckConstraint(condition=_side_is_consistent("credit"), name="wallet_transfer_credit_side"),
         ]
         triggers = [
             pgtrigger.Protect(name="append_only", operation=pgtrigger.Update | pgtrigger.Delete),
+            # TRUNCATE fires no row trigger.
+            pgtrigger.Trigger(
+                name="no_truncate",
+                level=pgtrigger.Statement,
+                when=pgtrigger.Before,
+                operation=pgtrigger.Truncate,
+                func="RAISE EXCEPTION 'Transfers are append-only: % cannot be truncated', TG_TABLE_NAME;",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import httpx
 import psutil
 import redis
 
-from tests.bench.nginx import Front
+from tests.bench.nginx import SMALL_SIZE, Front
 from tests.bench.processes import REPOSITORY, BenchError, family_of, running
 from tests.upstream import unused_port
 from zenzefi.runtime import embedded
@@ -103,7 +104,16 @@ def _buy_token(base_url: str) -> str:
     return str(token)
 
 
-def _wait_for_health(base_url: str, supervisor: psutil.Popen | Any, log: Path) -> None:
+def _prove(front: Front) -> None:
+    """One request end to end, which also starts the token's clock; refuses to measure without a rate limit."""
+    answer = httpx.get(front.url(f"/{SMALL_SIZE}"), headers=front.headers, timeout=30, trust_env=False)
+    if answer.status_code != 200 or len(answer.content) != SMALL_SIZE:
+        raise BenchError(f"the gateway answered {answer.status_code}: {answer.text[:300]}")
+    if "RateLimit" not in answer.headers:
+        raise BenchError("the gateway's answer carries no RateLimit: is its limit switched off?")
+
+
+def _wait_for_health(base_url: str, supervisor: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_WITHIN_SECONDS
     while True:
         if supervisor.poll() is not None or time.monotonic() > deadline:
@@ -140,6 +150,7 @@ def gateway(
 
             front = Front("gateway", f"{base_url}/api/v1/proxy", processes, headers)
             found.append(Gateway(front, supervisor.pid, redis_pid))
+            _prove(front)
             if len(found[0].workers()) != workers:
                 raise BenchError(f"{len(found[0].workers())} gateway workers run, not {workers}.")
             yield found[0]

@@ -1,9 +1,11 @@
 """Where a gateway worker spends its time under load: py-spy when it is there, else cProfile inside the worker."""
 
 import contextlib
+import io
 import os
 import pstats
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from tests.bench.gateway import gateway
 from tests.bench.load import load
 from tests.bench.nginx import SMALL_SIZE
+from tests.upstream import wait_until
 
 PROFILE_DIRECTORY = "BENCH_PROFILE_DIRECTORY"
 LINES = 45
@@ -61,20 +64,19 @@ def profile(directory: Path, *, target: str, connections: int, seconds: int) -> 
                 result = load(running.front, size=SMALL_SIZE, connections=connections, seconds=seconds + 1)
         return f"py-spy, {result.wrk.requests_per_second:.0f} requests/s\n{_hottest(stacks)}"
 
-    # sitecustomize of that folder starts the profiler in each worker and writes the figures when it leaves.
+    # sitecustomize of that folder lets a signal start the profiler in a worker, and the next one write its figures.
     path = os.pathsep.join(
         part for part in (str(Path(__file__).parent / "profile_site"), os.environ.get("PYTHONPATH", "")) if part
     )
     extra = {"PYTHONPATH": path, PROFILE_DIRECTORY: str(output)}
     with gateway(directory / "gateway", target=target, extra=extra) as running:
-        pids = {process.pid for process in running.workers()}
+        worker = running.workers()[0]
+        worker.send_signal(signal.SIGRTMIN)
         result = load(running.front, size=SMALL_SIZE, connections=connections, seconds=seconds)
-    files = [output / f"{pid}.pstats" for pid in pids]
-    present = [str(file) for file in files if file.is_file()]
-    if not present:
-        return "no profile was written: the worker did not leave in its own time"
-    with (output / "table.txt").open("w") as table:
-        stats = pstats.Stats(*present, stream=table)
-        stats.strip_dirs().sort_stats("tottime").print_stats(LINES)
+        worker.send_signal(signal.SIGRTMIN)
+        file = output / f"{worker.pid}.pstats"
+        wait_until(file.is_file, seconds=10, what="the worker's profile")
+    text = io.StringIO()
+    pstats.Stats(str(file), stream=text).strip_dirs().sort_stats("tottime").print_stats(LINES)
     heading = f"cProfile (its own cost included), {result.wrk.requests_per_second:.0f} requests/s"
-    return f"{heading}\n{(output / 'table.txt').read_text()}"
+    return f"{heading}\n{text.getvalue().strip()}"

@@ -27,9 +27,7 @@ from tests.bench.report import (
 from tests.bench.transfer import Transfer, bulk_upstream, download, transfers, upload
 from tests.upstream import RawUpstream, wait_until
 
-needs_nginx_and_wrk = pytest.mark.skipif(
-    not (shutil.which("nginx") and shutil.which("wrk")), reason="needs nginx and wrk on PATH"
-)
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on PATH")
 
 # As wrk 4.1.0 prints it: units of one letter are followed by a space.
 REPORT = """Running 2s test @ http://127.0.0.1:9777/
@@ -165,7 +163,7 @@ def _bench(*arguments: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.nginx
-@needs_nginx_and_wrk
+@needs_wrk
 def test_bench_of_nginx_alone_runs_and_leaves_nothing(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     arguments = ["--seconds=1", "--connections=8", "--sizes=250,100000", "--rate=500", "--transfer-mib=16"]
@@ -198,7 +196,7 @@ def test_bench_of_nginx_alone_runs_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.nginx
-@needs_nginx_and_wrk
+@needs_wrk
 def test_interrupted_bench_leaves_nothing(tmp_path: Path) -> None:
     child = subprocess.Popen(
         _bench("--seconds=60", "--connections=1", "--only=load"),

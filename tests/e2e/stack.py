@@ -111,15 +111,12 @@ class Stack:
 
     def descendants(self) -> Iterator[psutil.Process]:
         assert self.process is not None
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            yield process
+        yield from psutil.Process(self.process.pid).children(recursive=True)
 
     def web_workers(self) -> list[psutil.Process]:
         """Return the worker processes of gunicorn, not its arbiter."""
         arbiters = [
-            process
-            for process in self.descendants()
-            if _is_gunicorn(process) and not _is_gunicorn(process.parent())
+            process for process in self.descendants() if _is_gunicorn(process) and not _is_gunicorn(process.parent())
         ]
         return [child for arbiter in arbiters for child in arbiter.children()]
 

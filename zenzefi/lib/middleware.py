@@ -35,8 +35,8 @@ class RequestIDMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         token = request_id.set(choose_request_id(request.META.get("HTTP_X_REQUEST_ID")))
         if not is_trusted_peer(request.META.get("REMOTE_ADDR", "")):
-            for name in _FORWARDING:
-                request.META.pop(name, None)
+            # Dropped, but not forgotten: behind a proxy nobody configured, a loopback peer is not a local caller.
+            request.META["zenzefi.forwarded"] = any([request.META.pop(name, None) for name in _FORWARDING])
         try:
             response = self.get_response(request)
             response["X-Request-ID"] = request_id.get()

@@ -168,7 +168,9 @@ class Supervisor:
         """Return the children in the order of their start; they are stopped by ``_end`` in its own."""
         assert self.listener is not None
         counted = {**environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-        celery = program("celery", "-q", "-A", "zenzefi")
+        # In a container root is the usual user; the warning would only drown what follows it.
+        quiet = "-Wignore:You're running the worker with superuser privileges"
+        celery = [sys.executable, quiet, "-m", "celery", "-q", "-A", "zenzefi"]
         worker = [*celery, "worker", "--concurrency=2", f"--hostname=zenzefi@{self.directory.name}"]
         beat = [*celery, "beat", "--pidfile=", f"--schedule={settings.VAR_DIR / 'beat-schedule'}"]
         web = program("gunicorn", "-c", "python:zenzefi.runtime.gunicorn_conf")

@@ -1,23 +1,31 @@
 """Imported by every interpreter that has this folder on its path: profiles what gunicorn forks."""
 
-import atexit
 import cProfile
 import os
+import signal
 import sys
 
 _directory = os.environ.get("BENCH_PROFILE_DIRECTORY")
 
 
-def _profile_this_process() -> None:
+def _profile_on_signal() -> None:
     profiler = cProfile.Profile()
+    running = False
 
-    def finish() -> None:
+    def toggle(*_: object) -> None:
+        nonlocal running
+        running = not running
+        if running:
+            profiler.enable()
+            return
         profiler.disable()
-        profiler.dump_stats(os.path.join(str(_directory), f"{os.getpid()}.pstats"))
+        path = os.path.join(str(_directory), f"{os.getpid()}.pstats")
+        profiler.dump_stats(f"{path}.part")
+        os.rename(f"{path}.part", path)
 
-    atexit.register(finish)
-    profiler.enable()
+    # gunicorn takes the ordinary signals for itself, and a worker dies of SIGTERM without running atexit.
+    signal.signal(signal.SIGRTMIN, toggle)
 
 
 if _directory and any("gunicorn" in argument for argument in sys.orig_argv):
-    os.register_at_fork(after_in_child=_profile_this_process)
+    os.register_at_fork(after_in_child=_profile_on_signal)
