@@ -1,0 +1,5 @@
+"""Everything that changes access tokens."""
+
+from tokens.services.lifecycle import Activation, activate_token, record_device_use, record_expiries
+
+__all__ = ["Activation", "activate_token", "record_device_use", "record_expiries"]
