@@ -9,6 +9,9 @@ TOMBSTONE_SECONDS = 3600
 #: Seconds that the live totals of a token are kept after its last use.
 USAGE_SECONDS = 45 * 86400
 
+#: On the channel of changes, beside digests: path rules changed.
+RULES_CHANGED = "rules"
+
 
 def prefix() -> str:
     return f"{settings.REDIS_PREFIX}gw:"

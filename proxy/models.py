@@ -29,9 +29,7 @@ class ScopeRule(models.Model):
     or more further segments under it. Whole segments are compared, byte for byte.
     """
 
-    scope = models.ForeignKey(
-        "tokens.Scope", verbose_name=_("scope"), on_delete=models.CASCADE, related_name="rules"
-    )
+    scope = models.ForeignKey("tokens.Scope", verbose_name=_("scope"), on_delete=models.CASCADE, related_name="rules")
     pattern = models.CharField(_("path"), max_length=255, validators=[validate_pattern])
     description = models.CharField(_("description"), max_length=255, blank=True, default="")
 

@@ -37,7 +37,7 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.source = (_LUA / f"{name}.lua").read_bytes()
-        self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
+        self.sha: str = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
 class _Wire(asyncio.Protocol):

@@ -20,6 +20,7 @@ from proxy.redis_link import RedisAway, RedisLink, Script
 from proxy.scopes import FULL
 from tokens import selectors as tokens_selectors
 from tokens import services as tokens_services
+from tokens.exceptions import TokenNotUsable
 from tokens.selectors import Credential
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,7 @@ class Outcome(IntEnum):
 
 
 #: A token that may not be used at all, whatever the request.
-REFUSED_CREDENTIALS = frozenset(
-    {Outcome.UNKNOWN, Outcome.REVOKED, Outcome.EXPIRED, Outcome.OWNER_DISABLED}
-)
+REFUSED_CREDENTIALS = frozenset({Outcome.UNKNOWN, Outcome.REVOKED, Outcome.EXPIRED, Outcome.OWNER_DISABLED})
 
 DEVICE_OK, DEVICE_MISSING, DEVICE_MALFORMED = b"0", b"1", b"2"
 
@@ -229,9 +228,7 @@ class Validator:
         activated = int(time() * 1000)
         if self._link.up:
             try:
-                reply = await self._link.run(
-                    ACTIVATE, names, (decision.token_id, decision.duration, digest, lifetime)
-                )
+                reply = await self._link.run(ACTIVATE, names, (decision.token_id, decision.duration, digest, lifetime))
             except RedisAway:
                 pass
             else:
@@ -246,7 +243,7 @@ class Validator:
             stored = await self._database.run(
                 tokens_services.activate_token, token_id=UUID(decision.token_id.decode()), at=moment(activated)
             )
-        except tokens_services.TokenNotUsable:
+        except TokenNotUsable:
             return False
         except DatabaseAway:
             if not in_redis:
@@ -258,9 +255,7 @@ class Validator:
         self._fallback.forget(digest)
         if in_redis:
             try:
-                await self._link.run(
-                    SETTLE, names, (decision.token_id, decision.activated, decision.expires, lifetime)
-                )
+                await self._link.run(SETTLE, names, (decision.token_id, decision.activated, decision.expires, lifetime))
             except RedisAway:
                 pass
         return True

@@ -27,6 +27,9 @@ class Credential:
     revoked: bool
     owner_active: bool
     owner_is_superuser: bool
+    #: The device that used it last, and when, as far as that was written.
+    device_id: str
+    device_seen_at: datetime | None
 
 
 def credential_by_digest(digest: str) -> Credential | None:
@@ -43,12 +46,14 @@ def credential_by_digest(digest: str) -> Credential | None:
             "revoked_at",
             "owner__is_active",
             "owner__is_superuser",
+            "device_id",
+            "device_seen_at",
         )
         .first()
     )
     if row is None:
         return None
-    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser = row
+    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser, device_id, seen_at = row
     return Credential(
         token_id=token_id,
         user_id=user_id,
@@ -59,6 +64,8 @@ def credential_by_digest(digest: str) -> Credential | None:
         revoked=revoked_at is not None,
         owner_active=active,
         owner_is_superuser=superuser,
+        device_id=device_id,
+        device_seen_at=seen_at,
     )
 
 
