@@ -24,9 +24,14 @@ gateway = Gateway()
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
+    await dispatch(gateway, scope, receive, send)
+
+
+async def dispatch(gateway: Gateway, scope: Any, receive: Any, send: Any) -> None:
+    """Send one connection to the plane it is for."""
     kind = scope["type"]
     if kind == "lifespan":
-        await _lifespan(receive, send)
+        await _lifespan(gateway, receive, send)
         return
     path: str = scope["path"]
     if path.startswith("/api/v1/proxy/") or path == "/api/v1/proxy":
@@ -39,7 +44,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.close", "code": 1000})
 
 
-async def _lifespan(receive: Any, send: Any) -> None:
+async def _lifespan(gateway: Gateway, receive: Any, send: Any) -> None:
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
