@@ -399,5 +399,10 @@ LOGGING: dict[str, Any] = {
         # A 4xx is the caller's affair and is in the access log; Django would warn for each.
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
+        # One line a task, twice, and one a probe: said only when something is wrong.
+        "celery.beat": {"level": "WARNING"},
+        "celery.worker.strategy": {"level": "WARNING"},
+        "celery.app.trace": {"level": "WARNING"},
+        "httpx": {"level": "WARNING"},
     },
 }
