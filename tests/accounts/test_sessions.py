@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from django.db import IntegrityError, connections, transaction
@@ -170,8 +171,7 @@ def test_without_the_lock_the_refreshes_collide(signed_in, monkeypatch):
     everybody_has_read = threading.Barrier(10)
 
     def unlocked(digest):
-        session = SignInSession.objects.select_related("user").get(pk=signed_in.session.pk)
-        return session
+        return SignInSession.objects.select_related("user").get(pk=signed_in.session.pk)
 
     def get_then_meet(**lookup):
         token = RefreshToken._default_manager.get(**lookup)
@@ -303,7 +303,7 @@ def test_old_sessions_are_forgotten(user, signed_in):
     now = clock.now()
     for column, age in {"ended_at": 31, "expires_at": 31, "kept": 29}.items():
         session = services.sign_in(email=user.email, password=PASSWORD).session
-        changes = {"last_used_at": now - timedelta(days=70), "expires_at": now - timedelta(days=age)}
+        changes: dict[str, Any] = {"last_used_at": now - timedelta(days=70), "expires_at": now - timedelta(days=age)}
         if column != "expires_at":
             changes |= {"ended_at": now - timedelta(days=age), "end_reason": "signed_out"}
             changes["expires_at"] = now

@@ -165,7 +165,7 @@ def _claims(token: str) -> dict:
     "credentials",
     [
         lambda token: f"Bearer {_tampered(token)}",
-        lambda token: f"Bearer {jwt.encode(_claims(token), None, algorithm='none')}",
+        lambda token: f"Bearer {jwt.encode(_claims(token), '', algorithm='none')}",
         lambda token: f"Bearer {jwt.encode(_claims(token), 'x' * 40, algorithm='HS256')}",
         lambda token: "Bearer ",
         lambda token: "Bearer",
