@@ -257,28 +257,31 @@ def test_authentication_costs_one_query(django_assert_num_queries):
         api.get("users/me")
 
 
-def _held_sign_in(user, meanwhile) -> bool:
-    """Let a sign-in verify its password, then commit a change before it may open its session; did it open one?"""
+def held_while_user_is_locked(user, meanwhile, attempt, refusal) -> bool:
+    """Run ``attempt`` up to the lock of the user's row, then commit a change; did it pass, or was it refused?
+
+    What it read before the lock, the password's hash above all, is then out of date.
+    """
     result: list[bool] = []
 
-    def attempt():
+    def run():
         try:
-            services.sign_in(email=user.email, password=PASSWORD)
+            attempt()
             result.append(True)
-        except InvalidCredentials:
+        except refusal:
             result.append(False)
         finally:
             connections.close_all()
 
     with transaction.atomic():
         locked = User.objects.select_for_update(no_key=True).get(pk=user.pk)
-        thread = threading.Thread(target=attempt)
+        thread = threading.Thread(target=run)
         thread.start()
         _wait_for_a_waiter()
         meanwhile(locked)
     thread.join(timeout=30)
-    [opened] = result
-    return opened
+    [passed] = result
+    return passed
 
 
 def _wait_for_a_waiter() -> None:
@@ -314,7 +317,10 @@ def _rehash(user):
 def test_a_change_during_sign_in_counts(meanwhile, opened):
     user = UserFactory()
 
-    assert _held_sign_in(user, meanwhile) is opened
+    def attempt():
+        services.sign_in(email=user.email, password=PASSWORD)
+
+    assert held_while_user_is_locked(user, meanwhile, attempt, InvalidCredentials) is opened
     assert SignInSession.objects.count() == int(opened)
 
 
