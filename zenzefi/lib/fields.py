@@ -1,4 +1,4 @@
-"""Serializer fields that DRF's own are too lenient for."""
+"""Serializer fields that take JSON at its word where DRF's own are lenient."""
 
 from __future__ import annotations
 
