@@ -23,7 +23,8 @@ pytestmark = pytest.mark.django_db
 URL = "/api/v1/tokens/purchase"
 
 
-def post(user: Any, body: dict[str, Any] | None = None, **headers: str) -> Any:
+def post(user: Any, body: dict[str, Any] | None = None, key: str | None = None) -> Any:
+    headers = {} if key is None else {"Idempotency-Key": key}
     return api(user).post(URL, {"duration_hours": 24} if body is None else body, format="json", headers=headers)
 
 
@@ -95,7 +96,7 @@ def test_what_was_bought_keeps_its_price():
 
 def test_the_token_is_stored_nowhere_in_clear():
     user = user_with("100.00")
-    secret = post(user, **{"Idempotency-Key": "key-1"}).json()["token"]
+    secret = post(user, key="key-1").json()["token"]
     with connection.cursor() as cursor:
         for table in connection.introspection.table_names(cursor):
             cursor.execute(f'SELECT count(*) FROM "{table}" AS t WHERE t::text LIKE %s', [f"%{secret[4:30]}%"])
@@ -200,7 +201,7 @@ def test_what_the_caller_may_not_choose_is_ignored():
 
 def test_the_same_key_returns_the_same_token():
     user = user_with("100.00")
-    first, second = (post(user, **{"Idempotency-Key": "key-1"}) for _ in range(2))
+    first, second = (post(user, key="key-1") for _ in range(2))
     assert first.json() == second.json()
     assert second["Idempotent-Replayed"] == "true"
     assert balance_of(user).balance == Decimal("82.00")
@@ -209,9 +210,9 @@ def test_the_same_key_returns_the_same_token():
 
 def test_a_key_works_again_after_a_refusal():
     user = user_with("10.00")
-    assert post(user, **{"Idempotency-Key": "key-1"}).status_code == 402
+    assert post(user, key="key-1").status_code == 402
     api(user).post("/api/v1/currency/mock-purchase", {"amount": "10.00"}, format="json")
-    assert post(user, **{"Idempotency-Key": "key-1"}).status_code == 201
+    assert post(user, key="key-1").status_code == 201
 
 
 def test_nobody_signed_in_buys_nothing():
@@ -234,7 +235,7 @@ def test_the_number_of_queries_is_fixed():
 @pytest.mark.django_db(transaction=True)
 def test_twenty_requests_with_one_key_buy_once():
     user = user_with("100.00")
-    answers = run_at_once(20, lambda _: post(user, **{"Idempotency-Key": "one"}))
+    answers = run_at_once(20, lambda _: post(user, key="one"))
     assert {answer.status_code for answer in answers} <= {201, 409}
     assert len({answer.json()["token"] for answer in answers if answer.status_code == 201}) == 1
     assert balance_of(user).balance == Decimal("82.00")
