@@ -54,8 +54,6 @@ class Transactions:
         return self._side("debit").count() + self._side("credit").count()
 
     def __getitem__(self, page: slice) -> list[dict[str, Any]]:
-        if self._account is None:
-            return []
         sides = [
             self._side(name)
             .order_by("-id")
