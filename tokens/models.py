@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
@@ -103,7 +102,8 @@ class AccessToken(models.Model):
     expiry_recorded_at = models.DateTimeField(null=True, blank=True, editable=False)
     revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
     revoked_reason = models.CharField(_("reason of revocation"), max_length=255, blank=True, default="")
-    #: The device that used it last, and when, as far as metering was written.
+    #: The device that used it last, and when, as far as metering was written. A release empties the device and sets
+    #: the moment, so that older reports still on their way do not bring the device back.
     device_id = models.CharField(_("device"), max_length=255, blank=True, default="")
     device_seen_at = models.DateTimeField(_("device seen at"), null=True, blank=True)
     #: Any change the gateway must learn of moves this.
@@ -115,7 +115,18 @@ class AccessToken(models.Model):
         verbose_name = _("access token")
         verbose_name_plural = _("access tokens")
         ordering = ["-created_at", "-id"]
-        indexes = [models.Index(fields=["owner", "-created_at"], name="tokens_token_owner")]
+        permissions = [
+            ("revoke_with_refund", _("Can revoke access tokens with a refund")),
+            ("revoke_without_refund", _("Can revoke access tokens without a refund")),
+        ]
+        indexes = [
+            models.Index(fields=["owner", "-created_at", "-id"], name="tokens_token_owner"),
+            models.Index(
+                fields=["expires_at"],
+                name="tokens_token_expiry_due",
+                condition=Q(expiry_recorded_at__isnull=True, revoked_at__isnull=True, expires_at__isnull=False),
+            ),
+        ]
         constraints = [
             models.CheckConstraint(condition=Q(paid__gte=0), name="tokens_token_paid_not_negative"),
             models.CheckConstraint(
@@ -127,6 +138,10 @@ class AccessToken(models.Model):
                 | Q(activated_at__isnull=False, expires_at__isnull=False),
                 name="tokens_token_expiry_from_activation",
             ),
+            models.CheckConstraint(
+                condition=Q(refunded=0) | Q(revoked_at__isnull=False), name="tokens_token_refunded_is_revoked"
+            ),
+            models.CheckConstraint(condition=Q(duration_hours__gt=0), name="tokens_token_duration_positive"),
         ]
 
     def __str__(self) -> str:
@@ -156,6 +171,25 @@ class AccessToken(models.Model):
         return max(timedelta(), self.expires_at - (at or clock.now()))
 
     @property
-    def refundable(self) -> Decimal:
-        """ZNC paid and not refunded yet."""
-        return self.paid - self.refunded
+    def is_usable(self) -> bool:
+        return self.status() in {self.Status.READY, self.Status.ACTIVE}
+
+
+class RotatedDigest(models.Model):
+    """A digest that a rotation replaced.
+
+    The gateway is told of it at commit; should that message be lost, its sweep finds it here, so that a secret
+    which may have leaked is not answered from a cache until that expires.
+    """
+
+    #: Lower-case hexadecimal SHA-256 of the replaced token.
+    digest = models.CharField(max_length=64, primary_key=True)
+    token = models.ForeignKey(AccessToken, on_delete=models.CASCADE, related_name="rotated_digests")
+    rotated_at = models.DateTimeField(default=clock.now, db_index=True)
+
+    class Meta:
+        verbose_name = _("rotated digest")
+        verbose_name_plural = _("rotated digests")
+
+    def __str__(self) -> str:
+        return f"{self.token_id} {self.rotated_at:%Y-%m-%d %H:%M:%S}"

@@ -1,12 +1,17 @@
-"""Reads of access tokens for other apps."""
+"""Reads of access tokens."""
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from tokens.models import AccessToken
+from django.db.models import QuerySet
+
+from tokens import secrets
+from tokens.exceptions import TokenNotFound
+from tokens.models import AccessToken, RotatedDigest, Scope, TokenPrice
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,9 @@ class Credential:
     revoked: bool
     owner_active: bool
     owner_is_superuser: bool
+    #: The device that used it last, and when, as far as that was written.
+    device_id: str
+    device_seen_at: datetime | None
 
 
 def credential_by_digest(digest: str) -> Credential | None:
@@ -38,12 +46,14 @@ def credential_by_digest(digest: str) -> Credential | None:
             "revoked_at",
             "owner__is_active",
             "owner__is_superuser",
+            "device_id",
+            "device_seen_at",
         )
         .first()
     )
     if row is None:
         return None
-    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser = row
+    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser, device_id, seen_at = row
     return Credential(
         token_id=token_id,
         user_id=user_id,
@@ -54,4 +64,76 @@ def credential_by_digest(digest: str) -> Credential | None:
         revoked=revoked_at is not None,
         owner_active=active,
         owner_is_superuser=superuser,
+        device_id=device_id,
+        device_seen_at=seen_at,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedCredential:
+    """A digest that must not be answered from a cache filled before it changed.
+
+    ``revoked``: open streams of the token must be cut too. A digest that a rotation replaced is listed as its own
+    entry with ``revoked`` false: it belongs to nobody any more.
+    """
+
+    token_id: uuid.UUID
+    digest: str
+    revoked: bool
+
+
+def digests_of_user(user_id: uuid.UUID) -> list[tuple[uuid.UUID, str]]:
+    """Return token id and digest of every token of a user that a cache may hold: those not revoked."""
+    return list(
+        AccessToken.objects.filter(owner_id=user_id, revoked_at__isnull=True).order_by("pk").values_list("id", "digest")
+    )
+
+
+def changed_since(moment: datetime) -> list[ChangedCredential]:
+    """Return the credentials that changed at or after a moment.
+
+    The moment of a change is read before its transaction commits: ask for a little more than the time since the
+    last call, so that a slow commit is not missed.
+    """
+    changed = [
+        ChangedCredential(token_id, digest, revoked_at is not None)
+        for token_id, digest, revoked_at in AccessToken.objects.filter(changed_at__gte=moment)
+        .order_by("changed_at")
+        .values_list("id", "digest", "revoked_at")
+    ]
+    rotated = RotatedDigest.objects.filter(rotated_at__gte=moment).order_by("rotated_at")
+    changed += [
+        ChangedCredential(token_id, digest, False) for token_id, digest in rotated.values_list("token", "digest")
+    ]
+    return changed
+
+
+def tokens_of(user: Any, *, active_only: bool = False) -> QuerySet[AccessToken]:
+    """Return a user's tokens, newest first."""
+    tokens = AccessToken.objects.owned_by(user)
+    return tokens.usable() if active_only else tokens
+
+
+def check_token(secret: str) -> AccessToken | None:
+    """Return the token of a secret, usable or not; ``None`` for an unknown one. Never activates anything."""
+    if not secrets.is_well_formed(secret):
+        return None
+    return AccessToken.objects.select_related("owner").filter(digest=secrets.digest(secret)).first()
+
+
+def prices_for_sale() -> QuerySet[TokenPrice]:
+    """Return what is sold today, shortest duration first."""
+    return TokenPrice.objects.filter(is_active=True)
+
+
+def scopes_for_sale() -> list[str]:
+    """Return the names of the scopes sold today."""
+    return list(Scope.objects.filter(is_active=True).values_list("slug", flat=True))
+
+
+def token_of(user: Any, token_id: uuid.UUID) -> AccessToken:
+    """Return one of the user's own tokens. Raises :class:`~tokens.exceptions.TokenNotFound`."""
+    token = AccessToken.objects.owned_by(user).filter(pk=token_id).first()
+    if token is None:
+        raise TokenNotFound
+    return token

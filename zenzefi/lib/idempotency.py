@@ -17,8 +17,9 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import connection
 from django.utils.translation import gettext_lazy as _
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -26,6 +27,16 @@ from rest_framework.response import Response
 from zenzefi.lib import clock
 from zenzefi.lib.errors import Conflict, DomainError
 from zenzefi.lib.models import IdempotencyRecord
+from zenzefi.lib.transactions import run_in_transaction
+
+#: How the header is documented on every route that honours it.
+IDEMPOTENCY_KEY = OpenApiParameter(
+    "Idempotency-Key",
+    str,
+    OpenApiParameter.HEADER,
+    description="1-255 printable characters. The request is carried out once per key; repeating it returns the "
+    "first answer, with another body 422, while the first is in flight 409.",
+)
 
 _WELL_FORMED = re.compile(r"[\x20-\x7e]{1,255}")
 
@@ -77,28 +88,33 @@ def run_idempotently(request: Request, flow: Callable[[], tuple[int, Any]]) -> R
     user_id = request.user.pk
     key_hash = hashlib.sha256(f"{user_id}:{key}".encode()).digest()
     fingerprint = _fingerprint(request)
-    with transaction.atomic(durable=True):
-        lock_id = int.from_bytes(key_hash[:8], "big", signed=True)
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [lock_id])
-            row = cursor.fetchone()
-        if not row or not row[0]:
-            raise RequestInFlight
-        record = IdempotencyRecord.objects.filter(user_id=user_id, key_hash=key_hash).first()
-        if record is not None:
-            if bytes(record.request_hash) != fingerprint:
-                raise IdempotencyKeyReused
-            stored = _cipher(key, user_id).decrypt(bytes(record.answer))
-            return Response(json.loads(stored), status=record.status, headers={"Idempotent-Replayed": "true"})
-        status, body = flow()
-        rendered = JSONRenderer().render(body)
-        IdempotencyRecord.objects.create(
-            user_id=user_id,
-            key_hash=key_hash,
-            request_hash=fingerprint,
-            status=status,
-            answer=_cipher(key, user_id).encrypt(rendered),
-        )
+    return run_in_transaction(lambda: _run_once(user_id, key, key_hash, fingerprint, flow))
+
+
+def _run_once(
+    user_id: Any, key: str, key_hash: bytes, fingerprint: bytes, flow: Callable[[], tuple[int, Any]]
+) -> Response:
+    lock_id = int.from_bytes(key_hash[:8], "big", signed=True)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [lock_id])
+        row = cursor.fetchone()
+    if not row or not row[0]:
+        raise RequestInFlight
+    record = IdempotencyRecord.objects.filter(user_id=user_id, key_hash=key_hash).first()
+    if record is not None:
+        if bytes(record.request_hash) != fingerprint:
+            raise IdempotencyKeyReused
+        stored = _cipher(key, user_id).decrypt(bytes(record.answer))
+        return Response(json.loads(stored), status=record.status, headers={"Idempotent-Replayed": "true"})
+    status, body = flow()
+    rendered = JSONRenderer().render(body)
+    IdempotencyRecord.objects.create(
+        user_id=user_id,
+        key_hash=key_hash,
+        request_hash=fingerprint,
+        status=status,
+        answer=_cipher(key, user_id).encrypt(rendered),
+    )
     return Response(json.loads(rendered), status=status)
 
 

@@ -16,7 +16,7 @@ from zenzefi.lib.network import is_trusted_peer
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._~-]{8,128}")
-_FORWARDING = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_FORWARDED")
+_FORWARDING = {"HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_FORWARDED"}
 
 
 def choose_request_id(offered: str | None) -> str:
@@ -35,6 +35,8 @@ class RequestIDMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         token = request_id.set(choose_request_id(request.META.get("HTTP_X_REQUEST_ID")))
         if not is_trusted_peer(request.META.get("REMOTE_ADDR", "")):
+            # Dropped, but not forgotten: behind a proxy nobody configured, a loopback peer is not a local caller.
+            request.META["zenzefi.forwarded"] = bool(_FORWARDING & request.META.keys())
             for name in _FORWARDING:
                 request.META.pop(name, None)
         try:
@@ -67,7 +69,10 @@ class OptionalTrailingSlashMiddleware:
 
 
 class ServiceUnavailableMiddleware:
-    """Answers 503 when PostgreSQL or Redis is away while a plain view, the admin included, is served."""
+    """Answers 503 when PostgreSQL or Redis is away while a plain view, the admin included, is served.
+
+    A refusal by a service answers as in the API.
+    """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
@@ -76,5 +81,5 @@ class ServiceUnavailableMiddleware:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        away = errors.unavailable(exception)
-        return errors.error_response(away) if away is not None else None
+        refusal = exception if isinstance(exception, errors.DomainError) else errors.unavailable(exception)
+        return errors.error_response(refusal) if refusal is not None else None

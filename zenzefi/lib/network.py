@@ -46,9 +46,30 @@ def client_address(request: HttpRequest) -> str:
     return resolve_client_address(request.META.get("REMOTE_ADDR", ""), request.META.get("HTTP_X_FORWARDED_FOR", ""))
 
 
+def client_network(request: HttpRequest) -> str:
+    """Return what rate limits take for one caller: an IPv4 address, or the /64 that one IPv6 subscriber has."""
+    address = client_address(request)
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
 def is_trusted_peer(peer: str) -> bool:
     """Whether the direct peer is a configured proxy whose forwarding headers count."""
     address = _parse(peer)
     return address is not None and any(
         address in network for network in settings.TRUSTED_PROXIES if network.version == address.version
     )
+
+
+def is_local_caller(request: HttpRequest) -> bool:
+    """Whether the caller is on this machine's loopback, as far as it can be believed.
+
+    A loopback peer that passes on somebody else's request without being a trusted proxy is not: a proxy that was
+    forgotten in ``TRUSTED_PROXIES`` must not open to the world what is meant for this machine.
+    """
+    forwarded = request.META.get("zenzefi.forwarded") or {"HTTP_VIA", "HTTP_X_REAL_IP"} & request.META.keys()
+    if forwarded and not is_trusted_peer(request.META.get("REMOTE_ADDR", "")):
+        return False
+    address = _parse(client_address(request))
+    return address is not None and address.is_loopback

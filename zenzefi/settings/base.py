@@ -17,6 +17,7 @@ import psycopg.conninfo
 from django.utils.translation import gettext_lazy as _
 
 from zenzefi.runtime import embedded
+from zenzefi.settings import openapi
 from zenzefi.settings.env import BASE_DIR, ConfigurationError, Environment
 
 # Lets classes name their model, ModelAdmin[User], as the types do; must run before any app is imported.
@@ -200,7 +201,10 @@ PASSWORD_HASHERS = [
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
 ]
 AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {
+        "NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator",
+        "OPTIONS": {"user_attributes": ("username", "email", "full_name")},
+    },
     {
         "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
         "OPTIONS": {"min_length": 8},
@@ -326,7 +330,8 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Zenzefi Proxy Platform",
-    "DESCRIPTION": "Prepaid, time-limited access to a Zenzefi server through a streaming gateway.",
+    "DESCRIPTION": openapi.DESCRIPTION,
+    "TAGS": openapi.TAGS,
     "VERSION": "1.0.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
@@ -336,6 +341,11 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
+    # Several fields are called status; their generated names would change with every new one.
+    "ENUM_NAME_OVERRIDES": {
+        "HealthEnum": ["healthy", "degraded", "unhealthy"],
+        "TokenStatusEnum": "tokens.models.AccessToken.Status",
+    },
 }
 
 # --- Languages, time, static files
@@ -347,7 +357,7 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "/static/"
 STATIC_ROOT = VAR_DIR / "static"
-STATICFILES_DIRS: list[Path] = []
+STATICFILES_DIRS = [BASE_DIR / "zenzefi" / "static"]
 WHITENOISE_USE_FINDERS = True
 
 # --- Security
@@ -358,7 +368,7 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Lax"
 CORS_ALLOW_CREDENTIALS = True
-CORS_URLS_REGEX = r"^/api/.*$"
+CORS_URLS_REGEX = r"^/(api/|health(/|$))"
 CORS_EXPOSE_HEADERS = [
     "RateLimit",
     "RateLimit-Policy",
@@ -394,5 +404,10 @@ LOGGING: dict[str, Any] = {
         # A 4xx is the caller's affair and is in the access log; Django would warn for each.
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
+        # One line a task, twice, and one a probe: said only when something is wrong.
+        "celery.beat": {"level": "WARNING"},
+        "celery.worker.strategy": {"level": "WARNING"},
+        "celery.app.trace": {"level": "WARNING"},
+        "httpx": {"level": "WARNING"},
     },
 }

@@ -1,0 +1,173 @@
+"""Workers killed and neighbours gone while people buy: bounded errors, nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.stack import Customer, Stack, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("e2e")]
+
+
+class Buyer(threading.Thread):
+    """Buys one-hour tokens without pause, repeating each purchase under its key until it is answered.
+
+    Keeps what was acknowledged and every status that came; anything above 503 or a hang is an error.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(daemon=True)
+        self.customer: Customer = stack.customer(balance="5000.00")
+        self.stack = stack
+        self.acknowledged: dict[str, str] = {}
+        self.statuses: dict[int | str, int] = {}
+        self.longest_answer = 0.0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        authorization = self.customer.http.headers["Authorization"]
+        with self.stack.client(headers={"Authorization": authorization}) as http:
+            while not self.ended.is_set():
+                key = secrets.token_hex(12)
+                while not self._attempt(http, key) and not self.ended.is_set():
+                    time.sleep(0.05)
+
+    def _attempt(self, http: httpx.Client, key: str) -> bool:
+        begin = time.monotonic()
+        try:
+            response = http.post(
+                "/api/v1/tokens/purchase", json={"duration_hours": 1}, headers={"Idempotency-Key": key}
+            )
+        except httpx.TransportError as error:
+            self._count(type(error).__name__)
+            return False
+        finally:
+            self.longest_answer = max(self.longest_answer, time.monotonic() - begin)
+        self._count(response.status_code)
+        if response.status_code == 201:
+            self.acknowledged[key] = response.json()["id"]
+            return True
+        return False
+
+    def _count(self, outcome: int | str) -> None:
+        self.statuses[outcome] = self.statuses.get(outcome, 0) + 1
+
+    def assert_nothing_lost_or_doubled(self) -> None:
+        """Every acknowledged purchase is there once, and the balance is what they cost together."""
+        first_page = self.customer.get("/tokens/my-tokens?active_only=false&limit=1")
+        bought = first_page["total"]
+        # The last attempt may have been committed while its answer was cut off.
+        assert len(self.acknowledged) <= bought <= len(self.acknowledged) + 1
+        assert len(set(self.acknowledged.values())) == len(self.acknowledged)
+        assert self.customer.balance() == f"{5000 - bought}.00"
+
+
+def _end(buyers: list[Buyer]) -> None:
+    for buyer in buyers:
+        buyer.ended.set()
+    for buyer in buyers:
+        buyer.join(30)
+        assert not buyer.is_alive()
+
+
+def _buy(stack: Stack, count: int) -> list[Buyer]:
+    buyers = [Buyer(stack) for _ in range(count)]
+    for buyer in buyers:
+        buyer.start()
+    wait_until(lambda: all(buyer.acknowledged for buyer in buyers), seconds=30, what="every buyer bought once")
+    return buyers
+
+
+def test_web_workers_killed_in_the_middle_of_purchases(fresh_stack: Stack):
+    buyers = _buy(fresh_stack, 6)
+
+    for _ in range(20):
+        wait_until(lambda: bool(fresh_stack.web_workers()), seconds=20, what="a web worker runs")
+        secrets.choice(fresh_stack.web_workers()).kill()
+        wait_until(fresh_stack.healthy, seconds=20, what="the service is back")
+        time.sleep(0.2)
+
+    _end(buyers)
+    for buyer in buyers:
+        buyer.assert_nothing_lost_or_doubled()
+        assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
+    fresh_stack.manage("reconcile")
+
+
+def _processes(var_dir: Path, name: str) -> list[psutil.Process]:
+    """Return the embedded servers of a data directory by the name of their program."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline", "cwd"]):
+        if process.info["name"] != name:
+            continue
+        text = " ".join(process.info["cmdline"] or []) + str(process.info["cwd"] or "")
+        if str(var_dir) in text:
+            found.append(process)
+    assert found, f"No {name} of {var_dir} runs"
+    return found
+
+
+@pytest.mark.parametrize("name", ["postgres", "redis-server"])
+def test_a_neighbour_is_frozen_and_thawed(fresh_stack: Stack, name: str):
+    token = fresh_stack.customer().buy()["token"]
+    visitor = fresh_stack.customer(balance="0.00")
+    assert visitor.proxied(token, "json").status_code == 200
+    buyers = _buy(fresh_stack, 3)
+
+    frozen = _processes(fresh_stack.var_dir, name)
+    family = [process for parent in frozen for process in [parent, *parent.children(recursive=True)]]
+    for process in family:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 8
+        proxied = []
+        while time.monotonic() < deadline:
+            proxied.append(visitor.proxied(token, "json").status_code)
+            time.sleep(0.1)
+    finally:
+        for process in reversed(family):
+            process.send_signal(signal.SIGCONT)
+
+    # The gateway goes on: from Redis while PostgreSQL is away, from PostgreSQL while Redis is.
+    assert set(proxied) == {200}
+    before = {buyer: len(buyer.acknowledged) for buyer in buyers}
+    wait_until(
+        lambda: all(len(buyer.acknowledged) > before[buyer] for buyer in buyers),
+        seconds=5,
+        what="everyone buys again",
+    )
+    _end(buyers)
+    for buyer in buyers:
+        buyer.assert_nothing_lost_or_doubled()
+        assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
+        assert buyer.longest_answer < 10
+    fresh_stack.manage("reconcile")
+
+
+@pytest.mark.parametrize("name", ["postgres", "redis-server"])
+def test_a_neighbour_is_killed_and_started_again(fresh_stack: Stack, name: str):
+    buyers = _buy(fresh_stack, 3)
+
+    for process in _processes(fresh_stack.var_dir, name):
+        process.kill()
+    wait_until(fresh_stack.healthy, seconds=20, what="the service is ready again")
+
+    before = {buyer: len(buyer.acknowledged) for buyer in buyers}
+    wait_until(
+        lambda: all(len(buyer.acknowledged) > before[buyer] for buyer in buyers),
+        seconds=10,
+        what="everyone buys again",
+    )
+    _end(buyers)
+    for buyer in buyers:
+        buyer.assert_nothing_lost_or_doubled()
+        assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
+    fresh_stack.manage("reconcile")

@@ -1,0 +1,135 @@
+"""Access tokens in requests and answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.utils.translation import gettext_lazy as _
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from tokens.models import AccessToken
+from zenzefi.lib.fields import WholeNumberField
+from zenzefi.lib.money import MoneyField
+
+
+class PriceSerializer(serializers.Serializer[Any]):
+    duration_hours = serializers.IntegerField()
+    price = MoneyField(help_text=_("ZNC"))
+    scopes = serializers.SerializerMethodField(help_text=_("The scopes this duration is sold with."))
+
+    def get_scopes(self, _: Any) -> list[str]:
+        scopes: list[str] = self.context["scopes"]
+        return scopes
+
+
+class PurchaseSerializer(serializers.Serializer[Any]):
+    duration_hours = WholeNumberField(help_text=_("One of the durations of the price list."))
+    scope = serializers.CharField(max_length=64, default="full")
+    label = serializers.CharField(max_length=100, allow_blank=True, default="")  # type: ignore[assignment]
+
+
+class LabelSerializer(serializers.Serializer[Any]):
+    label = serializers.CharField(max_length=100, allow_blank=True, required=False)  # type: ignore[assignment]
+
+
+class CheckSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField(max_length=255, trim_whitespace=False)
+
+
+class CheckResultSerializer(serializers.Serializer[Any]):
+    valid = serializers.BooleanField()
+    status = serializers.ChoiceField(choices=AccessToken.Status.choices, allow_null=True)
+    expires_at = serializers.DateTimeField(allow_null=True)
+    time_remaining_seconds = serializers.IntegerField(allow_null=True, help_text=_("Null before activation."))
+
+
+class ActiveOnlySerializer(serializers.Serializer[Any]):
+    active_only = serializers.BooleanField(default=True, help_text=_("Leave out expired and revoked tokens."))
+
+
+class DeviceSerializer(serializers.Serializer[Any]):
+    id = serializers.CharField(source="device_id")
+    last_seen_at = serializers.DateTimeField(source="device_seen_at")
+
+
+def seconds_remaining(token: AccessToken) -> int | None:
+    """Return the whole seconds left, ``None`` before activation."""
+    remaining = token.remaining()
+    return None if remaining is None else int(remaining.total_seconds())
+
+
+class TokenSerializer(serializers.ModelSerializer[AccessToken]):
+    scope = serializers.CharField(source="scope_id")
+    token_hint = serializers.CharField(source="hint", help_text=_("Prefix and last four characters."))
+    cost_znc = MoneyField(source="paid", help_text=_("What was paid for it, ZNC."))
+    refunded_znc = MoneyField(source="refunded", help_text=_("What was paid back for it, ZNC."))
+    status = serializers.SerializerMethodField()
+    is_active = serializers.BooleanField(source="is_usable", help_text=_("Neither expired nor revoked."))
+    time_remaining_seconds = serializers.SerializerMethodField(help_text=_("Null before activation."))
+    device = serializers.SerializerMethodField(help_text=_("The device that used it last."))
+
+    class Meta:
+        model = AccessToken
+        fields = [
+            "id",
+            "token_hint",
+            "label",
+            "duration_hours",
+            "scope",
+            "cost_znc",
+            "refunded_znc",
+            "status",
+            "is_active",
+            "created_at",
+            "activated_at",
+            "expires_at",
+            "revoked_at",
+            "time_remaining_seconds",
+            "device",
+        ]
+
+    @extend_schema_field(serializers.ChoiceField(choices=AccessToken.Status.choices))
+    def get_status(self, token: AccessToken) -> str:
+        return token.status().value
+
+    @extend_schema_field(serializers.IntegerField(allow_null=True))
+    def get_time_remaining_seconds(self, token: AccessToken) -> int | None:
+        return seconds_remaining(token)
+
+    @extend_schema_field(DeviceSerializer(allow_null=True))
+    def get_device(self, token: AccessToken) -> Any:
+        return DeviceSerializer(token).data if token.device_id else None
+
+
+class TokenWithSecretSerializer(TokenSerializer):
+    """A token whose secret the caller sees this once; ``context["secret"]`` holds it."""
+
+    token = serializers.SerializerMethodField(help_text=_("The token itself. It is shown this once."))
+
+    class Meta(TokenSerializer.Meta):
+        fields = ["id", "token", *TokenSerializer.Meta.fields[1:]]
+
+    def get_token(self, _: AccessToken) -> str:
+        secret: str = self.context["secret"]
+        return secret
+
+
+class PurchaseResultSerializer(TokenWithSecretSerializer):
+    """``context["balance"]`` holds the buyer's balance right after."""
+
+    new_balance = serializers.SerializerMethodField(help_text=_("The balance right after, ZNC."))
+
+    class Meta(TokenWithSecretSerializer.Meta):
+        fields = [*TokenWithSecretSerializer.Meta.fields, "new_balance"]
+
+    @extend_schema_field(MoneyField())
+    def get_new_balance(self, _: AccessToken) -> str:
+        return str(self.context["balance"])
+
+
+class RevocationSerializer(serializers.Serializer[Any]):
+    revoked = serializers.BooleanField()
+    refund_amount = MoneyField()
+    new_balance = MoneyField()
+    message = serializers.CharField()

@@ -1,0 +1,13 @@
+from django.urls import path
+
+from tokens.api import views
+
+urlpatterns = [
+    path("tokens/prices", views.PricesView.as_view()),
+    path("tokens/purchase", views.PurchaseView.as_view()),
+    path("tokens/my-tokens", views.MyTokensView.as_view()),
+    path("tokens/check", views.CheckView.as_view()),
+    path("tokens/<uuid:token_id>", views.TokenView.as_view()),
+    path("tokens/<uuid:token_id>/rotate", views.RotateView.as_view()),
+    path("tokens/<uuid:token_id>/release-device", views.ReleaseDeviceView.as_view()),
+]

@@ -1,0 +1,166 @@
+"""Access tokens over HTTP."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from django.utils.translation import gettext as _
+from drf_spectacular.utils import extend_schema
+from rest_framework.generics import GenericAPIView
+from rest_framework.permissions import AllowAny
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from tokens import selectors, services
+from tokens.api.serializers import (
+    ActiveOnlySerializer,
+    CheckResultSerializer,
+    CheckSerializer,
+    LabelSerializer,
+    PriceSerializer,
+    PurchaseResultSerializer,
+    PurchaseSerializer,
+    RevocationSerializer,
+    TokenSerializer,
+    TokenWithSecretSerializer,
+    seconds_remaining,
+)
+from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, run_idempotently
+
+
+class PricesView(GenericAPIView[Any]):
+    permission_classes = [AllowAny]
+    serializer_class = PriceSerializer
+
+    @extend_schema(summary="Prices", tags=["Tokens"], responses=PriceSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        page = self.paginate_queryset(selectors.prices_for_sale())
+        context = {"scopes": selectors.scopes_for_sale()}
+        return self.get_paginated_response(PriceSerializer(page, many=True, context=context).data)
+
+
+class PurchaseView(APIView):
+    @extend_schema(
+        summary="Buy a token",
+        description="The token itself is in this answer and never again. Its clock starts with its first request.",
+        tags=["Tokens"],
+        parameters=[IDEMPOTENCY_KEY],
+        request=PurchaseSerializer,
+        responses={201: PurchaseResultSerializer},
+    )
+    def post(self, request: Request) -> Response:
+        body = PurchaseSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+
+        def flow() -> tuple[int, Any]:
+            bought = services.purchase_token(owner=request.user, **body.validated_data)
+            context = {"secret": bought.secret, "balance": bought.balance}
+            return 201, PurchaseResultSerializer(bought.token, context=context).data
+
+        return run_idempotently(request, flow)
+
+
+class MyTokensView(GenericAPIView[Any]):
+    serializer_class = TokenSerializer
+
+    @extend_schema(
+        summary="Own tokens, newest first",
+        tags=["Tokens"],
+        parameters=[ActiveOnlySerializer],
+        responses=TokenSerializer(many=True),
+    )
+    def get(self, request: Request) -> Response:
+        query = ActiveOnlySerializer(data=request.query_params)
+        query.is_valid(raise_exception=True)
+        page = self.paginate_queryset(selectors.tokens_of(request.user, **query.validated_data))
+        return self.get_paginated_response(TokenSerializer(page, many=True).data)
+
+
+class TokenView(APIView):
+    @extend_schema(summary="One token", tags=["Tokens"], responses=TokenSerializer)
+    def get(self, request: Request, token_id: uuid.UUID) -> Response:
+        return Response(TokenSerializer(selectors.token_of(request.user, token_id)).data)
+
+    @extend_schema(summary="Name a token", tags=["Tokens"], request=LabelSerializer, responses=TokenSerializer)
+    def patch(self, request: Request, token_id: uuid.UUID) -> Response:
+        body = LabelSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        token = services.update_token(token_id=token_id, owner=request.user, **body.validated_data)
+        return Response(TokenSerializer(token).data)
+
+    @extend_schema(
+        summary="Revoke a token",
+        description="Pays back what its unused time cost; a token that was never used, all that was paid.",
+        tags=["Tokens"],
+        responses=RevocationSerializer,
+    )
+    def delete(self, request: Request, token_id: uuid.UUID) -> Response:
+        revocation = services.revoke_token(
+            token_id=token_id, actor=request.user, owner=request.user, refund=True, reason="owner"
+        )
+        answer = {
+            "revoked": True,
+            "refund_amount": revocation.refund_amount,
+            "new_balance": revocation.balance,
+            "message": _("The token was revoked."),
+        }
+        return Response(RevocationSerializer(answer).data)
+
+
+class RotateView(APIView):
+    @extend_schema(
+        summary="Replace a token's secret",
+        description="The new secret is in this answer and never again; the old one is refused at once. Price, expiry "
+        "and device stay.",
+        tags=["Tokens"],
+        parameters=[IDEMPOTENCY_KEY],
+        request=None,
+        responses=TokenWithSecretSerializer,
+    )
+    def post(self, request: Request, token_id: uuid.UUID) -> Response:
+        def flow() -> tuple[int, Any]:
+            rotated = services.rotate_token(token_id=token_id, owner=request.user)
+            return 200, TokenWithSecretSerializer(rotated.token, context={"secret": rotated.secret}).data
+
+        return run_idempotently(request, flow)
+
+
+class ReleaseDeviceView(APIView):
+    @extend_schema(
+        summary="Let another device use the token at once",
+        tags=["Tokens"],
+        request=None,
+        responses=TokenSerializer,
+    )
+    def post(self, request: Request, token_id: uuid.UUID) -> Response:
+        token = services.release_device(token_id=token_id, owner=request.user)
+        return Response(TokenSerializer(token).data)
+
+
+class CheckView(APIView):
+    permission_classes = [AllowAny]
+
+    @extend_schema(
+        summary="Check a token",
+        description="Says whether the gateway would let the token in. Never activates it.",
+        tags=["Tokens"],
+        request=CheckSerializer,
+        responses=CheckResultSerializer,
+    )
+    def post(self, request: Request) -> Response:
+        body = CheckSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        token = selectors.check_token(body.validated_data["token"])
+        if token is None:
+            answer: dict[str, Any] = dict.fromkeys(("status", "expires_at", "time_remaining_seconds"))
+            answer["valid"] = False
+        else:
+            answer = {
+                "valid": token.is_usable and token.owner.is_active,
+                "status": token.status().value,
+                "expires_at": token.expires_at,
+                "time_remaining_seconds": seconds_remaining(token),
+            }
+        return Response(CheckResultSerializer(answer).data)

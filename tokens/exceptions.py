@@ -1,0 +1,45 @@
+"""What is refused about access tokens."""
+
+from __future__ import annotations
+
+from django.utils.translation import gettext_lazy as _
+
+from zenzefi.lib.errors import Conflict, DomainError, NotFound
+
+
+class DurationNotSold(DomainError):
+    code = "duration_not_sold"
+    detail = _("Tokens of this duration are not sold.")
+
+
+class ScopeNotSold(DomainError):
+    code = "scope_not_sold"
+    detail = _("Tokens of this scope are not sold.")
+
+
+class TokenNotFound(NotFound):
+    """No such token, or not the caller's."""
+
+
+class TokenAlreadyRevoked(Conflict):
+    code = "token_already_revoked"
+    detail = _("The token is revoked already.")
+
+
+class TokenExpired(Conflict):
+    code = "token_expired"
+    detail = _("The token has expired.")
+
+
+class TokenChangedOwner(Conflict):
+    """The token went to another owner while the request waited for it."""
+
+    code = "token_changed_owner"
+    detail = _("The token has just changed its owner.")
+
+
+class TokenNotUsable(Conflict):
+    """The token cannot be activated: it is revoked, or there is none."""
+
+    code = "token_not_usable"
+    detail = _("The token cannot be used.")

@@ -1,0 +1,50 @@
+"""What must hold between access tokens and the ledger."""
+
+from __future__ import annotations
+
+from wallet.reconciliation import Check, register
+
+_REFUNDS = """
+    SELECT source, sum(amount) AS total, count(*) AS postings
+      FROM wallet_transfer WHERE kind = 'REFUND' AND source LIKE 'token:%' GROUP BY source
+"""
+
+
+def register_checks() -> None:
+    """Add these checks to ``manage.py reconcile``."""
+    register(
+        Check(
+            "no token was refunded above what was paid",
+            """
+            SELECT 'token ' || id, 'paid ' || paid || ', refunded ' || refunded
+              FROM tokens_accesstoken WHERE refunded < 0 OR refunded > paid OR paid < 0
+            """,
+        )
+    )
+    register(
+        Check(
+            "each token's refund is one posting of the same amount",
+            f"""
+            SELECT coalesce('token ' || token.id, refund.source),
+                   'refunded ' || coalesce(token.refunded::text, 'nothing') || ' but '
+                   || coalesce(refund.postings, 0) || ' postings of ' || coalesce(refund.total, 0)
+              FROM tokens_accesstoken AS token
+              FULL JOIN ({_REFUNDS}) AS refund ON refund.source = 'token:' || token.id
+             WHERE coalesce(token.refunded, -1) <> coalesce(refund.total, 0) OR refund.postings > 1
+            """,
+        )
+    )
+    register(
+        Check(
+            "each token bought alone was paid by one posting of the same amount",
+            """
+            SELECT coalesce('token ' || token.id, purchase.source),
+                   'paid ' || coalesce(token.paid::text, 'nothing') || ' but posted ' || coalesce(purchase.amount, 0)
+              FROM tokens_accesstoken AS token
+              FULL JOIN (SELECT source, amount FROM wallet_transfer
+                          WHERE kind = 'PURCHASE' AND source LIKE 'token:%') AS purchase
+                ON purchase.source = 'token:' || token.id
+             WHERE coalesce(token.paid, -1) <> coalesce(purchase.amount, 0)
+            """,
+        )
+    )

@@ -1,0 +1,31 @@
+"""Everything that changes access tokens.
+
+The order of locks in every flow: accounts of the wallet, then tokens, each in the order of their primary keys.
+"""
+
+from tokens.services.devices import claim_device
+from tokens.services.lifecycle import Activation, activate_token, record_device_use, record_expiries
+from tokens.services.maintenance import RotatedToken, release_device, rotate_token, update_token
+from tokens.services.purchase import PurchasedToken, list_price, purchase_token, scope_for_sale, source_of
+from tokens.services.revocation import Revocation, refund_due, refund_for, revoke_token
+
+__all__ = [
+    "Activation",
+    "PurchasedToken",
+    "Revocation",
+    "RotatedToken",
+    "activate_token",
+    "claim_device",
+    "list_price",
+    "purchase_token",
+    "record_device_use",
+    "record_expiries",
+    "refund_due",
+    "refund_for",
+    "release_device",
+    "revoke_token",
+    "rotate_token",
+    "scope_for_sale",
+    "source_of",
+    "update_token",
+]

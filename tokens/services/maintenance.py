@@ -1,0 +1,71 @@
+"""What an owner changes on a token: its secret, its device, its label."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import transaction
+
+from notifications.services import record
+from tokens import secrets
+from tokens.models import AccessToken, RotatedDigest
+from tokens.services.access import demand_usable, lock_token, tell_after_commit
+from tokens.signals import device_released
+from zenzefi.lib import clock
+from zenzefi.lib.transactions import in_transaction
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedToken:
+    """A token with its new secret, which is shown this once."""
+
+    token: AccessToken
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"RotatedToken(token={self.token!r})"
+
+
+@in_transaction
+def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
+    """Replace a token's secret. Price, expiry and device stay; the old secret is refused from the commit on.
+
+    Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`~tokens.exceptions.TokenAlreadyRevoked`,
+    :class:`~tokens.exceptions.TokenExpired`.
+    """
+    token = lock_token(token_id, owner=owner)
+    demand_usable(token)
+    now = clock.now()
+    replaced = token.digest
+    RotatedDigest.objects.create(digest=replaced, token=token, rotated_at=now)
+    secret = secrets.generate()
+    token.digest = secrets.digest(secret)
+    token.last_four = secret[-4:]
+    token.changed_at = now
+    token.save(update_fields=["digest", "last_four", "changed_at"])
+    record("token.rotated", owner, {"token_id": str(token.id)})
+    tell_after_commit([(token.id, replaced)], revoked=False)
+    return RotatedToken(token=token, secret=secret)
+
+
+@in_transaction
+def release_device(*, token_id: uuid.UUID, owner: Any) -> AccessToken:
+    """Let another device claim the token at once. Raises :class:`~tokens.exceptions.TokenNotFound`."""
+    token = lock_token(token_id, owner=owner)
+    token.device_id = ""
+    token.device_seen_at = clock.now()
+    token.save(update_fields=["device_id", "device_seen_at"])
+    transaction.on_commit(lambda: device_released.send_robust(sender=AccessToken, token_id=token.id))
+    return token
+
+
+@in_transaction
+def update_token(*, token_id: uuid.UUID, owner: Any, label: str | None = None) -> AccessToken:
+    """Change what the owner may edit; what is not given stays. Raises :class:`~tokens.exceptions.TokenNotFound`."""
+    token = lock_token(token_id, owner=owner)
+    if label is not None:
+        token.label = label
+    token.save(update_fields=["label"])
+    return token
