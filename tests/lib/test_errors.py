@@ -131,7 +131,7 @@ def test_texts_come_in_the_language_of_the_request():
 
 def test_the_challenge_is_passed_on():
     exc = drf.NotAuthenticated()
-    exc.auth_header = "Bearer"
+    exc.auth_header = "Bearer"  # type: ignore[attr-defined]  # as DRF's views set it
 
     assert handled(exc).headers["WWW-Authenticate"] == "Bearer"
 

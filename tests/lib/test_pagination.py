@@ -13,7 +13,7 @@ from zenzefi.lib.pagination import LimitOffsetPagination
 def page(query: str, rows: int = 120) -> dict:
     paginator = LimitOffsetPagination()
     request = Request(APIRequestFactory().get(f"/?{query}"))
-    items = paginator.paginate_queryset(list(range(rows)), request)  # type: ignore[arg-type]  # slices any sequence
+    items = paginator.paginate_queryset(list(range(rows)), request)
     return paginator.get_paginated_response(items).data
 
 

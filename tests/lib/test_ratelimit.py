@@ -25,7 +25,7 @@ def age_window(subject: str, seconds: float) -> None:
     """Let every admission of the window lie further back, as if time had passed."""
     client, key = redis.client(), redis.key("rate", "auth", subject)
     for index, moment in enumerate(client.lrange(key, 0, -1)):
-        client.lset(key, index, int(moment) - int(seconds * 1000))
+        client.lset(key, index, str(int(moment) - int(seconds * 1000)))
 
 
 def test_exactly_the_limit_passes():
