@@ -57,6 +57,10 @@ class RequestInFlight(Conflict):
     detail = _("A request with this Idempotency-Key is still being processed.")
 
 
+#: What every route that honours the header may answer because of it.
+IDEMPOTENCY_REFUSALS = (InvalidIdempotencyKey, RequestInFlight, IdempotencyKeyReused)
+
+
 def _cipher(key: str, user_id: object) -> Fernet:
     secret = hmac.digest(settings.SECRET_KEY.encode(), f"idempotency:{user_id}:{key}".encode(), "sha256")
     return Fernet(base64.urlsafe_b64encode(secret))
