@@ -34,7 +34,7 @@ from accounts.exceptions import (
     UnknownReferralCode,
     WrongPassword,
 )
-from accounts.models import SignInSession
+from accounts.models import SignInSession, User
 from zenzefi.lib import ratelimit
 from zenzefi.lib.network import client_address
 from zenzefi.lib.ratelimit import AuthRateThrottle
@@ -44,6 +44,16 @@ from zenzefi.lib.schema import error_responses
 def _parsed(serializer: Any) -> dict[str, Any]:
     serializer.is_valid(raise_exception=True)
     return dict(serializer.validated_data)
+
+
+def _user(request: Request) -> User:
+    assert isinstance(request.user, User)
+    return request.user
+
+
+def _session(request: Request) -> SignInSession:
+    assert isinstance(request.auth, SignInSession)
+    return request.auth
 
 
 def _caller(request: Request) -> dict[str, str]:
@@ -136,14 +146,14 @@ class LogoutView(APIView):
     )
     def post(self, request: Request) -> Response:
         fields = _parsed(LogoutSerializer(data=request.data))
-        services.sign_out(session=request.auth, **fields)
+        services.sign_out(session=_session(request), **fields)
         return Response(status=204)
 
 
 class MeView(APIView):
     @extend_schema(tags=["accounts"], summary="Who am I", responses={200: UserSerializer, **error_responses(401)})
     def get(self, request: Request) -> Response:
-        return Response(UserSerializer(request.user).data)
+        return Response(UserSerializer(_user(request)).data)
 
     @extend_schema(
         tags=["accounts"],
@@ -159,7 +169,7 @@ class MeView(APIView):
                 raise ValidationError({"current_password": [_("This field is required.")]})
             # A stolen access token must not serve to guess the password it came from.
             ratelimit.enforce(request._request, "auth", f"password:{request.user.pk}")
-        user = services.update_profile(user=request.user, session=request.auth, **fields)
+        user = services.update_profile(user=_user(request), session=_session(request), **fields)
         return Response(UserSerializer(user).data)
 
 
@@ -169,7 +179,7 @@ class SessionsView(ListAPIView):
     def get_queryset(self) -> Any:
         if getattr(self, "swagger_fake_view", False):
             return SignInSession.objects.none()
-        return selectors.live_sessions(self.request.user)
+        return selectors.live_sessions(_user(self.request))
 
     @extend_schema(
         tags=["accounts"],
@@ -187,5 +197,5 @@ class SessionView(APIView):
         responses={204: None, **error_responses(401, SessionNotFound)},
     )
     def delete(self, request: Request, session_id: uuid.UUID) -> Response:
-        services.end_session(user=request.user, session_id=session_id)
+        services.end_session(user=_user(request), session_id=session_id)
         return Response(status=204)

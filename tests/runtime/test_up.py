@@ -18,7 +18,7 @@ import psutil
 import psycopg
 import pytest
 
-from zenzefi.runtime import embedded
+from zenzefi.runtime import embedded, processes
 from zenzefi.runtime.children import survivors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,7 +162,8 @@ def test_what_is_killed_comes_back_and_ctrl_c_ends_it(tmp_path: Path) -> None:
         lease = embedded.Lease(var_dir, fsync=True)
         for server in lease.postgres.running() + lease.redis.running():
             server.kill()
-        wait_for(lambda: "".join(lines).count("Starting Redis") == 2, 30)
+        twice = ("Starting PostgreSQL", "Starting Redis")
+        wait_for(lambda: all("".join(lines).count(step) == 2 for step in twice), 30)
         wait_for(lambda: healthy(port), 30)
         with psycopg.connect(embedded.database_url(var_dir)) as connection:
             assert connection.execute("SELECT count(*) FROM django_migrations").fetchone() != (0,)
@@ -190,7 +191,7 @@ def test_after_kill_9_the_next_start_is_clean(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     with up(var_dir, port) as (process, lines):
-        assert not any(victim.is_running() for victim in victims)
+        assert [victim for victim in victims if processes.exists(victim)] == []
         assert "Traceback" not in "".join(lines)
         process.send_signal(signal.SIGHUP)
         assert process.wait(30) == 0

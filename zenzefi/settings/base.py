@@ -341,6 +341,11 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
+    # Several fields are called status; their generated names would change with every new one.
+    "ENUM_NAME_OVERRIDES": {
+        "HealthEnum": ["healthy", "degraded", "unhealthy"],
+        "TokenStatusEnum": "tokens.models.AccessToken.Status",
+    },
 }
 
 # --- Languages, time, static files
