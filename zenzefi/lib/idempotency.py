@@ -64,6 +64,10 @@ class AnswerUnreadable(Conflict):
     detail = _("This request was carried out before; its answer cannot be shown again.")
 
 
+#: What every route that honours the header may answer because of it.
+IDEMPOTENCY_REFUSALS = (InvalidIdempotencyKey, RequestInFlight, IdempotencyKeyReused, AnswerUnreadable)
+
+
 def _cipher(key: str, user_id: object) -> Fernet:
     secret = hmac.digest(settings.SECRET_KEY.encode(), f"idempotency:{user_id}:{key}".encode(), "sha256")
     return Fernet(base64.urlsafe_b64encode(secret))
