@@ -146,6 +146,9 @@ def _database(url: str) -> dict[str, object]:
         raise ConfigurationError(
             "DATABASE_URL is not a PostgreSQL connection URL such as postgresql://user:secret@host:5432/name."
         ) from None
+    # One port for each host; psycopg would notice only when it connects.
+    if not all(port.isdecimal() for port in str(parameters.get("port") or 5432).split(",")):
+        raise ConfigurationError("DATABASE_URL has a port that is not a number.")
     if not parameters.get("dbname"):
         raise ConfigurationError("DATABASE_URL names no database.")
     return {
