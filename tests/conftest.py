@@ -7,6 +7,8 @@ import shutil
 import pytest
 from django.conf import settings
 
+from tests.database import django_db_setup  # noqa: F401 - a fixture, for every test
+from zenzefi.lib import redis as redis_client
 from zenzefi.runtime import servers
 from zenzefi.runtime.embedded import Lease
 
@@ -27,6 +29,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     if LEASE in config.stash:
         config.stash[LEASE].release()
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_of_another_test() -> None:
+    """Rate limits and caches of one test must not reach the next; only this worker's keys go."""
+    client = redis_client.client()
+    if keys := list(client.scan_iter(match=f"{settings.REDIS_PREFIX}*", count=1000)):
+        client.delete(*keys)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

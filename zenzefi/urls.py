@@ -25,6 +25,7 @@ urlpatterns = [
     path("api/schema", views.schema, name="schema"),
     path("openapi.json", views.schema, name="openapi"),
     path("admin/", admin.site.urls),
+    path("api/v1/", include("accounts.api.urls")),
     path("api/v1/", include("wallet.api.urls")),
     path("api/v1/", include("tokens.api.urls")),
     path("api/v1/", include("bundles.api.urls")),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import redis.exceptions
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import DatabaseError, InterfaceError, OperationalError
@@ -21,6 +20,7 @@ from rest_framework import exceptions as drf
 from rest_framework.response import Response
 
 from zenzefi.lib.context import request_id
+from zenzefi.lib.redis import AWAY as REDIS_AWAY
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def unavailable(exc: BaseException) -> ServiceUnavailable | None:
     A deadlock or a serialization failure (SQLSTATE class 40) that outlived its retries is one too: nothing
     was changed and repeating is right.
     """
-    if isinstance(exc, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
+    if isinstance(exc, REDIS_AWAY):
         return ServiceUnavailable()
     if isinstance(exc, OperationalError | InterfaceError):
         return ServiceUnavailable()

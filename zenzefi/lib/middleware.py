@@ -69,7 +69,10 @@ class OptionalTrailingSlashMiddleware:
 
 
 class ServiceUnavailableMiddleware:
-    """Answers 503 when PostgreSQL or Redis is away while a plain view, the admin included, is served."""
+    """Answers 503 when PostgreSQL or Redis is away while a plain view, the admin included, is served.
+
+    A refusal by a service answers as in the API.
+    """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
@@ -78,5 +81,5 @@ class ServiceUnavailableMiddleware:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        away = errors.unavailable(exception)
-        return errors.error_response(away) if away is not None else None
+        refusal = exception if isinstance(exception, errors.DomainError) else errors.unavailable(exception)
+        return errors.error_response(refusal) if refusal is not None else None

@@ -46,6 +46,14 @@ def client_address(request: HttpRequest) -> str:
     return resolve_client_address(request.META.get("REMOTE_ADDR", ""), request.META.get("HTTP_X_FORWARDED_FOR", ""))
 
 
+def client_network(request: HttpRequest) -> str:
+    """Return what rate limits take for one caller: an IPv4 address, or the /64 that one IPv6 subscriber has."""
+    address = client_address(request)
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
 def is_trusted_peer(peer: str) -> bool:
     """Whether the direct peer is a configured proxy whose forwarding headers count."""
     address = _parse(peer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import IO, Any
@@ -13,6 +14,10 @@ from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
 
 from zenzefi.lib.errors import PayloadTooLarge
+
+#: What PostgreSQL cannot store and UTF-8 cannot carry.
+_UNSTORABLE = re.compile("[\\x00\\ud800-\\udfff]")
+_MAX_DEPTH = 32
 
 
 def _refuse_constant(name: str) -> Any:
@@ -54,20 +59,28 @@ class StrictJSONParser(BaseParser):
             raise ParseError(_("The body is not valid JSON.")) from None
         if not isinstance(data, dict):
             raise ParseError(_("The body must be a JSON object."))
-        if "\\u" in text:
-            _refuse_unstorable(data)
+        _refuse_unusable(data)
         return data
 
 
-def _refuse_unstorable(value: Any) -> None:
-    """Escapes can smuggle in what the raw bytes could not hold: ``\\u0000`` and lone surrogates."""
-    if isinstance(value, str):
-        if "\x00" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise ParseError(_("The body holds a character that cannot be stored."))
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            _refuse_unstorable(name)
-            _refuse_unstorable(item)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_unstorable(item)
+def _refuse_unusable(data: Any) -> None:
+    """Refuse what escapes can smuggle in, ``\\u0000`` and lone surrogates, and what is nested without need.
+
+    Whoever walks the data later, to validate or to serialize it again, may then do so recursively.
+    """
+    level = [data]
+    for _depth in range(_MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, str):
+                if _UNSTORABLE.search(value):
+                    raise ParseError(_("The body holds a character that cannot be stored."))
+            elif isinstance(value, dict):
+                below += value.keys()
+                below += value.values()
+            elif isinstance(value, list):
+                below += value
+        if not below:
+            return
+        level = below
+    raise ParseError(_("The body is nested too deeply."))

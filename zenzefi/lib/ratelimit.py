@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import redis.exceptions
 from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.request import Request
@@ -19,7 +18,7 @@ from rest_framework.throttling import BaseThrottle
 
 from zenzefi.lib import redis as redis_client
 from zenzefi.lib.errors import RateLimited, ServiceUnavailable
-from zenzefi.lib.network import client_address
+from zenzefi.lib.network import client_network
 from zenzefi.settings.env import RatePolicy
 
 # KEYS[1] the window; ARGV: limit, window in ms. Returns {allowed, remaining, ms until the oldest leaves}.
@@ -83,7 +82,7 @@ def enforce(request: HttpRequest, policy_name: str, subject: str, *, fail_open: 
     """
     try:
         decision = check(policy_name, subject)
-    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+    except redis_client.AWAY:
         if fail_open:
             return
         raise ServiceUnavailable from None
@@ -102,7 +101,7 @@ class ApiRateThrottle(BaseThrottle):
         user = request.user
         if user.is_authenticated and user.is_superuser:
             return True
-        subject = f"user:{user.pk}" if user.is_authenticated else f"addr:{client_address(request._request)}"
+        subject = f"user:{user.pk}" if user.is_authenticated else f"addr:{client_network(request._request)}"
         enforce(request._request, "api", subject, fail_open=request.method in {"GET", "HEAD", "OPTIONS"})
         return True
 
@@ -111,5 +110,5 @@ class AuthRateThrottle(BaseThrottle):
     """Class ``auth``: per client address, for register, login and password reset. Fails closed."""
 
     def allow_request(self, request: Request, view: Any) -> bool:
-        enforce(request._request, "auth", f"addr:{client_address(request._request)}")
+        enforce(request._request, "auth", f"addr:{client_network(request._request)}")
         return True

@@ -8,18 +8,31 @@ from __future__ import annotations
 from functools import lru_cache
 
 import redis
+import redis.exceptions
 from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+#: Redis is not there, or there but unable to write: a replica after a failover, or out of memory.
+AWAY = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+)
 
-@lru_cache(maxsize=1)
+
 def client() -> redis.Redis:
     """Return the process's client. It reconnects by itself; a call waits at most ``REDIS_TIMEOUT`` seconds."""
+    return _client(settings.REDIS_URL, settings.REDIS_TIMEOUT)
+
+
+@lru_cache(maxsize=4)
+def _client(url: str, timeout: float) -> redis.Redis:
     return redis.Redis.from_url(
-        settings.REDIS_URL,
-        socket_timeout=settings.REDIS_TIMEOUT,
-        socket_connect_timeout=settings.REDIS_TIMEOUT,
+        url,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
         # One immediate retry: the first call after Redis restarted meets a dead pooled connection.
         retry=Retry(NoBackoff(), 1),
         max_connections=256,

@@ -18,9 +18,6 @@ from types import FrameType
 import psycopg
 import redis
 from django.conf import settings
-from django.core.management import call_command, get_commands
-from django.db import connections
-from django.db.backends.postgresql.base import DatabaseWrapper
 
 from zenzefi.runtime import embedded, processes, servers
 from zenzefi.runtime.children import MARK, MOST_FAILURES, Child, program, survivors
@@ -28,14 +25,12 @@ from zenzefi.runtime.errors import StartError
 from zenzefi.runtime.locks import FileLock
 from zenzefi.runtime.terminal import Terminal
 
-# Two starts beside each other on one database: one migrates, the other waits. Any number nobody else uses.
-MIGRATION_LOCK = 0x7A656E7A
 HEALTH_SECONDS = 90
 # An instance that is just stopping gets this long before a new one gives up on its data directory.
 HANDOVER_SECONDS = 30
 
 
-class Stopped(BaseException):
+class Stopped(Exception):
     """A signal asked us to stop while we were still starting."""
 
 
@@ -50,7 +45,6 @@ class Supervisor:
         self.listener: socket.socket | None = None
         self.children: list[Child] = []
         self.selector = selectors.DefaultSelector()
-        self.starting = True
         self.stopping = False
         self.hurry = False
 
@@ -59,12 +53,10 @@ class Supervisor:
         with self._signals():
             try:
                 self._begin()
-                self.starting = False
                 self._supervise()
             except Stopped:
                 pass
             finally:
-                self.starting = False
                 self.stopping = True
                 self._end()
 
@@ -73,9 +65,9 @@ class Supervisor:
     def _begin(self) -> None:
         self._claim()
         self._ensure_servers()
-        self._migrate_and_seed()
         environ = {**os.environ, MARK: str(self.directory), "PYTHONUNBUFFERED": "1"}
         environ.setdefault("DJANGO_SETTINGS_MODULE", settings.SETTINGS_MODULE)
+        self._prepare(environ)
         demo = None
         if not settings.ZENZEFI_TARGET_URLS:
             demo = self._free_port()
@@ -83,6 +75,7 @@ class Supervisor:
         metrics = self._empty_directory("prometheus")
         settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
         self.children = self._plan(environ, metrics, demo)
+        self.terminal.say(f"Starting {', '.join(child.role for child in self.children)}")
         for child in self.children:
             self._start(child)
         self._await_health()
@@ -104,6 +97,7 @@ class Supervisor:
                 self.terminal.say("Waiting for the instance that is just stopping")
                 announced = True
             time.sleep(0.1)
+            self._check()
         self._note("running")
         left = survivors(str(self.directory))
         if left:
@@ -119,7 +113,7 @@ class Supervisor:
                 settings.HOST, settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
         except OSError as error:
-            raise StartError(f"HOST {settings.HOST!r} is no address of this machine: {error.strerror}.") from None
+            raise StartError(f"HOST {settings.HOST!r} cannot be resolved: {error.strerror}.") from None
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -136,7 +130,7 @@ class Supervisor:
         return listener
 
     def _ensure_servers(self) -> None:
-        self.lease = servers.ensure(self.terminal.say)
+        self.lease = servers.ensure(self.terminal.say, check=self._check)
         try:
             with psycopg.connect(settings.DATABASE_URL, connect_timeout=5):
                 pass
@@ -149,20 +143,19 @@ class Supervisor:
         except redis.RedisError as error:
             raise StartError(f"The Redis of REDIS_URL does not answer: {error}") from None
 
-    def _migrate_and_seed(self) -> None:
+    def _prepare(self, environ: dict[str, str]) -> None:
+        """Migrate and seed, in a process of its own: it can be stopped, and its connections are not ours."""
         self.terminal.say("Migrating the database")
-        with psycopg.connect(settings.DATABASE_URL, autocommit=True) as guard:
-            guard.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
-            call_command("migrate", interactive=False, verbosity=0)
-            if "seed" in get_commands():
-                sys.stdout.flush()
-                call_command("seed")
-                sys.stdout.flush()
-        # Its pool has threads, and from here on we fork.
-        connections.close_all()
-        for wrapper in connections.all(initialized_only=True):
-            if isinstance(wrapper, DatabaseWrapper):
-                wrapper.close_pool()
+        setup = Child("setup", [sys.executable, "manage.py", "prepare"], environ, stop_seconds=5)
+        self._start(setup)
+        try:
+            while (code := setup.ended()) is None:
+                self._pass_output(0.1)
+                self._check()
+        finally:
+            self._stop(setup)
+        if code != 0:
+            raise StartError(f"The database could not be prepared ({_said(code)}); the lines above say why.")
 
     def _plan(self, environ: dict[str, str], metrics: Path, demo: int | None) -> list[Child]:
         """Return the children in the order of their start; they are stopped by ``_end`` in its own."""
@@ -203,6 +196,12 @@ class Supervisor:
                 self.terminal.say("Waiting for /health")
                 announced = True
             self._tick(0.1)
+            self._check()
+
+    def _check(self) -> None:
+        """Raise Stopped when a signal has come. The handler itself raises nothing: it may run anywhere."""
+        if self.stopping:
+            raise Stopped
 
     def _healthy(self) -> bool:
         web = next(child for child in self.children if child.role == "web")
@@ -290,26 +289,24 @@ class Supervisor:
         # Ours as well as gunicorn's: connections are refused now, not left in a queue nobody serves.
         if self.listener is not None:
             self.listener.close()
-        # beat with worker: what it would still send waits in Redis for the next start.
-        for roles in (("web",), ("worker",), ("beat",), ("upstream",)):
-            self._stop([by_role[role] for role in roles if role in by_role])
+        for role in ("web", "worker", "beat", "upstream"):
+            if role in by_role:
+                self._stop(by_role[role])
         if self.lease is not None:
             self.lease.release()
         if self.lock.held:
             self._remove_lock()
         self.terminal.flush()
 
-    def _stop(self, children: list[Child]) -> None:
-        for child in children:
-            child.terminate()
-        deadline = time.monotonic() + max((child.stop_seconds for child in children), default=0)
-        while any(child.process is not None and child.ended() is None for child in children):
+    def _stop(self, child: Child) -> None:
+        child.terminate()
+        deadline = time.monotonic() + child.stop_seconds
+        while child.process is not None and child.ended() is None:
             if time.monotonic() > deadline or self.hurry:
                 break
             self._pass_output(0.05)
-        for child in children:
-            self._drop(child)
-            child.close()
+        self._drop(child)
+        child.close()
 
     def _remove_lock(self) -> None:
         """Remove our file, and the directory unless another command still uses the servers beside us."""
@@ -320,12 +317,9 @@ class Supervisor:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         def on_signal(number: int, frame: FrameType | None) -> None:
-            if self.stopping:
-                self.hurry = True
+            # A second one is impatience.
+            self.hurry = self.stopping
             self.stopping = True
-            if self.starting:
-                self.starting = False
-                raise Stopped
 
         wanted = [signal.SIGINT, signal.SIGTERM]
         # nohup ignores SIGHUP so that its command outlives the terminal.

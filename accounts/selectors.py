@@ -1,0 +1,44 @@
+"""Reads of users and their sessions."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db.models import QuerySet
+
+from accounts.models import SignInSession, User
+
+
+def user_by_email(email: str) -> User | None:
+    """Return the user with this address in any case, disabled ones included."""
+    return User.objects.with_email(email).first()
+
+
+def user_by_referral_code(code: str) -> User | None:
+    """Return whose code it is; a disabled user's code counts for nobody."""
+    return User.objects.filter(referral_code=code.strip().upper(), is_active=True).first()
+
+
+def duplicates(user: User) -> list[str]:
+    """Return which of ``email`` and ``username`` another user has already, in any case."""
+    others = User.objects.exclude(pk=user.pk)
+    taken = {
+        "email": others.filter(pk__in=User.objects.with_email(user.email)),
+        "username": others.filter(pk__in=User.objects.with_username(user.username)),
+    }
+    return [field for field, found in taken.items() if found.exists()]
+
+
+def live_session(*, session_id: uuid.UUID, user_id: uuid.UUID) -> SignInSession | None:
+    """Return the session with its user, in one query, if both are alive."""
+    return (
+        SignInSession.objects.alive()
+        .select_related("user")
+        .filter(pk=session_id, user_id=user_id, user__is_active=True)
+        .first()
+    )
+
+
+def live_sessions(user: User) -> QuerySet[SignInSession]:
+    """Return where the user is signed in, latest use first."""
+    return SignInSession.objects.alive().filter(user=user).order_by("-last_used_at", "-pk")
