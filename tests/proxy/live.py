@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from proxy.gateway import Gateway
+from zenzefi.lib import health
 
 DEVICE = "device-one"
 
@@ -96,6 +97,8 @@ class LiveGateway:
             return
         server.should_exit = True
         self._thread.join(15)
+        # Process-wide, and here several workers share the process.
+        health.draining.clear()
         assert not self._thread.is_alive(), "the gateway did not stop"
 
     def run(self, coroutine: Any) -> Any:
