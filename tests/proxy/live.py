@@ -68,7 +68,7 @@ class LiveGateway:
             )
             server = self._server = uvicorn.Server(config)
             running = asyncio.create_task(server.serve())
-            while not server.started and not running.done():
+            while not server.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.005)
             if server.started:
                 self.port = server.servers[0].sockets[0].getsockname()[1]

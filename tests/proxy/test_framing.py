@@ -145,7 +145,8 @@ def test_an_answer_that_is_none_becomes_502(live, settings, issue, answer):
 
 def test_interim_answers_are_passed_over(live, settings, issue):
     with RawUpstream(
-        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
     ) as server:
         settings.ZENZEFI_TARGET_URLS = [server.url]
         live.stop()
