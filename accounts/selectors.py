@@ -6,6 +6,8 @@ import uuid
 
 from django.db.models import Q, QuerySet
 
+from accounts import access_tokens
+from accounts.exceptions import AccessTokenExpired, InvalidAccessToken
 from accounts.models import SignInSession, User, same_in_any_case
 
 
@@ -44,3 +46,14 @@ def live_session(*, session_id: uuid.UUID, user_id: uuid.UUID) -> SignInSession 
 def live_sessions(user: User) -> QuerySet[SignInSession]:
     """Return where the user is signed in, latest use first."""
     return SignInSession.objects.alive().filter(user=user).order_by("-last_used_at", "-pk")
+
+
+def is_access_token(text: str) -> bool:
+    """Whether this platform signed the text as an access token, which may have expired since."""
+    try:
+        access_tokens.verify(text)
+    except AccessTokenExpired:
+        return True
+    except InvalidAccessToken:
+        return False
+    return True

@@ -16,6 +16,7 @@ from django.db.models.signals import post_migrate
 REFERENCE_DATA = [
     ("wallet.migrations.0002_system_accounts", "wallet.Account"),
     ("tokens.migrations.0002_prices_and_scopes", "tokens.Scope"),
+    ("proxy.migrations.0002_certificate_rules", "proxy.ScopeRule"),
     ("bundles.migrations.0002_first_bundles", "bundles.Bundle"),
 ]
 
