@@ -66,8 +66,10 @@ def up(var_dir: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], list[s
     reader = threading.Thread(target=lambda: lines.extend(stdout), daemon=True)
     reader.start()
     try:
-        wait_for(lambda: healthy(port) or process.poll() is not None, 90)
+        # Not /health: a worker that an earlier run left may still answer it.
+        wait_for(lambda: "Ctrl-C stops" in "".join(lines) or process.poll() is not None, 90)
         assert process.poll() is None, "".join(lines)
+        assert healthy(port)
         yield process, lines
     finally:
         if process.poll() is None:
@@ -164,7 +166,7 @@ def test_what_is_killed_comes_back_and_ctrl_c_ends_it(tmp_path: Path) -> None:
             server.kill()
         twice = ("Starting PostgreSQL", "Starting Redis")
         wait_for(lambda: all("".join(lines).count(step) == 2 for step in twice), 30)
-        wait_for(lambda: healthy(port), 30)
+        wait_for(lambda: lease.postgres.answers() and healthy(port), 30)
         with psycopg.connect(embedded.database_url(var_dir)) as connection:
             assert connection.execute("SELECT count(*) FROM django_migrations").fetchone() != (0,)
 

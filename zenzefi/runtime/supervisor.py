@@ -47,6 +47,7 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
         self.stopping = False
         self.hurry = False
+        self.reason = ""
 
     def run(self) -> None:
         """Serve until a signal says otherwise. Raises StartError when that is not possible (any more)."""
@@ -284,8 +285,8 @@ class Supervisor:
         if self.lock.held:
             self._note("stopping")
         by_role = {child.role: child for child in self.children}
-        if by_role:
-            self.terminal.say("Stopping")
+        if self.children or self.reason:
+            self.terminal.say(f"Stopping after {self.reason}" if self.reason else "Stopping")
         # Ours as well as gunicorn's: connections are refused now, not left in a queue nobody serves.
         if self.listener is not None:
             self.listener.close()
@@ -320,6 +321,7 @@ class Supervisor:
             # A second one is impatience.
             self.hurry = self.stopping
             self.stopping = True
+            self.reason = signal.Signals(number).name
 
         wanted = [signal.SIGINT, signal.SIGTERM]
         # nohup ignores SIGHUP so that its command outlives the terminal.

@@ -255,6 +255,8 @@ GATEWAY = {
     # Requests a second that one process may validate in PostgreSQL while Redis is down.
     "fallback_rate": env.integer("GATEWAY_FALLBACK_RATE", 50, minimum=1),
     "shutdown_grace": env.seconds("GATEWAY_SHUTDOWN_GRACE", "10"),
+    # A line per proxied request in the log. At thousands a second it costs more than the relaying.
+    "access_log": env.boolean("GATEWAY_ACCESS_LOG", False),
 }
 
 # --- E-mail
