@@ -8,6 +8,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -251,7 +252,7 @@ def test_a_static_file_that_is_not_there(client: Client):
 
 def test_static_files_do_not_warn_under_asgi():
     async def fetch() -> bytes:
-        transport = httpx.ASGITransport(get_asgi_application())
+        transport = httpx.ASGITransport(cast(Any, get_asgi_application()))
         async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
             return (await client.get("/static/zenzefi/docs.js")).content
 
