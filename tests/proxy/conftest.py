@@ -33,10 +33,11 @@ class Issued:
 @pytest.fixture(autouse=True)
 def own_redis_keys(settings: Any) -> Iterator[None]:
     """Every test has keys of its own, so that nothing is left over from another."""
-    settings.REDIS_PREFIX = f"{settings.REDIS_PREFIX}{uuid.uuid4().hex[:8]}:"
-    yield
+    prefix = settings.REDIS_PREFIX = f"{settings.REDIS_PREFIX}{uuid.uuid4().hex[:8]}:"
+    # The suite's Redis, also where a test uses one of its own.
     client = redis_client.client()
-    for key in client.scan_iter(f"{settings.REDIS_PREFIX}*", count=1000):
+    yield
+    for key in client.scan_iter(f"{prefix}*", count=1000):
         client.delete(key)
 
 

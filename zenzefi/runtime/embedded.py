@@ -19,6 +19,8 @@ from zenzefi.runtime.locks import FileLock
 from zenzefi.runtime.postgres_server import DATABASE, USER, PostgresServer
 from zenzefi.runtime.redis_server import RedisServer
 
+SUPERVISOR_LOCK = "up.lock"
+
 
 def runtime_directory(var_dir: Path) -> Path:
     """Return where the sockets and locks of this data directory live: a name both short and without spaces.
@@ -129,6 +131,10 @@ class Lease:
             self.postgres.stop()
             shutil.rmtree(self.directory / "pg", ignore_errors=True)
             self.redis.sock.unlink(missing_ok=True)
+            # A supervisor that was killed left its own; one that runs holds it, and keeps the file.
+            supervisor = FileLock(self.directory / SUPERVISOR_LOCK)
+            if supervisor.acquire(block=False):
+                supervisor.remove()
             self._setup.remove_file()
         finally:
             self._users.remove()

@@ -40,7 +40,7 @@ class Supervisor:
     def __init__(self) -> None:
         self.terminal = Terminal()
         self.directory = embedded.runtime_directory(settings.VAR_DIR)
-        self.lock = FileLock(self.directory / "up.lock")
+        self.lock = FileLock(self.directory / embedded.SUPERVISOR_LOCK)
         self.lease: embedded.Lease | None = None
         self.listener: socket.socket | None = None
         self.children: list[Child] = []
@@ -210,7 +210,8 @@ class Supervisor:
             return False
         connection = http.client.HTTPConnection(_reachable(settings.HOST), settings.PORT, timeout=2)
         try:
-            connection.request("GET", "/health")
+            # A Host that ALLOWED_HOSTS admits, which the address may not be.
+            connection.request("GET", "/health", headers={"Host": settings.ALLOWED_HOSTS[0].lstrip(".")})
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False
@@ -296,7 +297,7 @@ class Supervisor:
         if self.lease is not None:
             self.lease.release()
         if self.lock.held:
-            self._remove_lock()
+            self.lock.remove()
         self.terminal.flush()
 
     def _stop(self, child: Child) -> None:
@@ -308,10 +309,6 @@ class Supervisor:
             self._pass_output(0.05)
         self._drop(child)
         child.close()
-
-    def _remove_lock(self) -> None:
-        """Remove our file, and the directory unless another command still uses the servers beside us."""
-        self.lock.remove()
 
     # --- small things
 
