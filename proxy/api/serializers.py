@@ -1,18 +1,20 @@
-"""What ``/proxy/status`` answers, for the schema; the data plane writes it itself."""
+"""What the gateway answers about a token, as the OpenAPI schema shows it. The gateway itself writes the JSON."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from rest_framework import serializers
 
 
-class UsageSerializer(serializers.Serializer[None]):
+class UsageSerializer(serializers.Serializer[Any]):
     requests = serializers.IntegerField()
-    bytes_in = serializers.IntegerField(help_text="Bytes of request bodies and messages from the client.")
-    bytes_out = serializers.IntegerField(help_text="Bytes of answers and messages to the client.")
+    bytes_in = serializers.IntegerField(help_text="From the client, bodies only.")
+    bytes_out = serializers.IntegerField(help_text="To the client, bodies only.")
 
 
-class ProxyStatusSerializer(serializers.Serializer[None]):
-    connected = serializers.BooleanField()
+class GatewayStatusSerializer(serializers.Serializer[Any]):
+    connected = serializers.BooleanField(help_text="Always true; a token that opens nothing is answered with 401.")
     user_id = serializers.UUIDField()
     token_id = serializers.UUIDField()
     is_activated = serializers.BooleanField()
@@ -22,4 +24,4 @@ class ProxyStatusSerializer(serializers.Serializer[None]):
     duration_hours = serializers.IntegerField()
     time_remaining_seconds = serializers.IntegerField(allow_null=True, help_text="Null while ready.")
     scope = serializers.CharField()
-    usage = UsageSerializer()
+    usage = UsageSerializer(allow_null=True, help_text="Of this token so far; null while the counters are away.")

@@ -1,7 +1,7 @@
-"""The gateway's routes as the control plane knows them.
+"""The gateway's routes where Django is asked for them.
 
-Under an ASGI server the data plane answers before Django sees such a request. These views are their place in the
-OpenAPI schema, and the honest answer of a server that cannot serve them, such as ``manage.py runserver``.
+``zenzefi.asgi`` hands them to :class:`proxy.gateway.Gateway` before Django sees them. Whoever comes here is served by
+something else, ``manage.py runserver`` above all, which cannot stream; and the OpenAPI schema is made from here.
 """
 
 from __future__ import annotations
@@ -11,131 +11,143 @@ from typing import Any
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from proxy.answers import ANSWERS
-from proxy.api.serializers import ProxyStatusSerializer
+from proxy.api.serializers import GatewayStatusSerializer
 from zenzefi.lib.errors import DomainError
-from zenzefi.lib.schema import ErrorSerializer
+from zenzefi.lib.schema import error_responses
 
-_TOKEN = OpenApiParameter(
-    "X-Access-Token", str, OpenApiParameter.HEADER, required=True, description="The access token that was bought."
-)
+#: How the schema calls the ``X-Access-Token`` header, declared in ``SPECTACULAR_SETTINGS``.
+_AUTH: list[Any] = [{"GatewayToken": []}]
 _DEVICE = OpenApiParameter(
     "X-Device-ID",
     str,
     OpenApiParameter.HEADER,
     required=True,
-    description="The device's own id: 8 to 255 visible ASCII characters. The first device holds the token.",
+    description="The device's own id, 8 to 255 visible ASCII characters. One device at a time uses a token; it is "
+    "free for another when it was idle for a while or was released.",
 )
-_PATH = OpenApiParameter(
-    "path", str, OpenApiParameter.PATH, description="Sent to the Zenzefi server byte for byte, with the query."
-)
+_DESCRIPTION = """Relayed byte for byte, streamed both ways, to the same path on the Zenzefi server; WebSockets too.
 
-
-def _refusals(*codes: str) -> dict[int, OpenApiResponse]:
-    """Return the gateway's own answers by status; the ``code`` also stands in ``X-Zenzefi-Error``."""
-    texts: dict[int, list[str]] = {}
-    for code in codes:
-        texts.setdefault(ANSWERS[code].status, []).append(f"`{code}`: {ANSWERS[code].text}")
-    return {status: OpenApiResponse(ErrorSerializer, " ".join(found)) for status, found in texts.items()}
-
-
-_CREDENTIALS = ("token_missing", "token_invalid", "token_revoked", "token_expired", "owner_disabled")
-_RELAYED: dict[Any, Any] = {
-    (200, "*/*"): OpenApiResponse(OpenApiTypes.BINARY, "Whatever the Zenzefi server answers, with its status."),
-    **_refusals(
-        *_CREDENTIALS,
-        "bad_request",
-        "device_missing",
-        "device_malformed",
-        "path_ambiguous",
-        "scope_forbidden",
-        "device_conflict",
-        "rate_limited",
-        "upstream_unreachable",
-        "upstream_timeout",
-        "service_unavailable",
-    ),
-}
+Checked in this order: token (401), device header (403, 400), path and scope (400, 403), device (409), rate limit (429),
+then the Zenzefi server (502, 503, 504). The token's clock starts when its first request has reached that server.
+The answers below are the gateway's own and carry `X-Zenzefi-Error`; any other is the Zenzefi server's and passes as it
+is. The token is never taken from the query string or a cookie, and never sent on."""
 
 
 class GatewayNotServed(DomainError):
+    """This server cannot serve the gateway."""
+
     status = 501
     code = "gateway_not_served"
     detail = _(
-        "This server cannot carry the gateway: start it with 'make run', or serve zenzefi.asgi with an ASGI server."
+        "This server cannot serve the gateway. Start everything with 'make run', or the server alone with "
+        "'gunicorn -c python:zenzefi.runtime.gunicorn_conf'."
     )
+
+
+def _refusal(code: str) -> type[DomainError]:
+    answer = ANSWERS[code]
+    return type(code, (DomainError,), {"status": answer.status, "code": code, "detail": answer.text})
+
+
+def _refusals(*codes: str) -> dict[int, OpenApiResponse]:
+    return error_responses(*map(_refusal, codes))
+
+
+_INVALID = ("token_missing", "token_invalid", "token_revoked", "token_expired", "owner_disabled")
+_OWN_ANSWERS = _refusals(
+    "bad_request",
+    *_INVALID,
+    "device_missing",
+    "device_malformed",
+    "path_ambiguous",
+    "scope_forbidden",
+    "request_timeout",
+    "device_conflict",
+    "upstream_unreachable",
+    "upstream_invalid",
+    "upstream_timeout",
+)
+
+
+class _Anything(BaseContentNegotiation):
+    """The sentence is for everyone, whatever they accept or send."""
+
+    def select_parser(self, request: Request, parsers: Any) -> Any:
+        return parsers[0]
+
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:
+        return renderers[0], renderers[0].media_type
 
 
 class _GatewayView(APIView):
     authentication_classes = ()
     permission_classes = (AllowAny,)
     throttle_classes = ()
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Refuse every method alike, those that no handler below is named after too."""
-        raise GatewayNotServed
+    content_negotiation_class = _Anything
 
 
-def _relayed(method: str, *, with_body: bool) -> Any:
+def _documented(method: str, *, body: bool = False) -> Any:
     return extend_schema(
-        operation_id=f"proxy_{method}",
+        operation_id=f"proxy_{method.lower()}",
         tags=["Gateway"],
-        summary=f"{method.upper()} at the Zenzefi server",
-        description="Relayed as a stream in both directions. HEAD, OPTIONS, other methods and WebSockets pass too; "
-        "TRACE and CONNECT are refused. The token's clock starts when the first request has reached the server.",
-        parameters=[_PATH, _TOKEN, _DEVICE],
-        request={"*/*": OpenApiTypes.BINARY} if with_body else None,
-        responses=_RELAYED,
-        auth=[],
+        summary=f"{method} through the gateway",
+        description=_DESCRIPTION,
+        auth=_AUTH,
+        parameters=[
+            _DEVICE,
+            OpenApiParameter("path", str, OpenApiParameter.PATH, description="Path on the Zenzefi server."),
+        ],
+        request={"*/*": OpenApiTypes.BINARY} if body else None,
+        responses={
+            (200, "*/*"): OpenApiResponse(OpenApiTypes.BINARY, "Whatever the Zenzefi server answers."),
+            **_OWN_ANSWERS,
+        },
     )
 
 
-class ProxyView(_GatewayView):
-    """``/proxy/{path}``."""
-
-    @_relayed("get", with_body=False)
+class RelayView(_GatewayView):
+    @_documented("GET")
     def get(self, request: Request, path: str = "") -> Response:
         raise GatewayNotServed
 
-    @_relayed("post", with_body=True)
+    @_documented("POST", body=True)
     def post(self, request: Request, path: str = "") -> Response:
         raise GatewayNotServed
 
-    @_relayed("put", with_body=True)
+    @_documented("PUT", body=True)
     def put(self, request: Request, path: str = "") -> Response:
         raise GatewayNotServed
 
-    @_relayed("patch", with_body=True)
+    @_documented("PATCH", body=True)
     def patch(self, request: Request, path: str = "") -> Response:
         raise GatewayNotServed
 
-    @_relayed("delete", with_body=False)
+    @_documented("DELETE")
     def delete(self, request: Request, path: str = "") -> Response:
         raise GatewayNotServed
 
+    def head(self, request: Request, path: str = "") -> Response:
+        raise GatewayNotServed
 
-class ProxyRootView(ProxyView):
-    """``/proxy/`` itself: the server's root, described with the other paths."""
-
-    schema = None
+    def options(self, request: Request, path: str = "") -> Response:  # type: ignore[override]
+        raise GatewayNotServed
 
 
-class ProxyStatusView(_GatewayView):
-    """``/proxy/status``."""
-
+class StatusView(_GatewayView):
     @extend_schema(
         operation_id="proxy_status",
         tags=["Gateway"],
-        summary="The access token's own state",
-        description="Never starts the token's clock, claims no device and is not counted.",
-        parameters=[_TOKEN],
-        responses={200: ProxyStatusSerializer, **_refusals(*_CREDENTIALS, "service_unavailable")},
-        auth=[],
+        summary="What is left of a token",
+        description="Never activates the token, claims no device and counts against no limit.",
+        auth=_AUTH,
+        responses={200: GatewayStatusSerializer, **_refusals("bad_request", *_INVALID)},
     )
     def get(self, request: Request) -> Response:
         raise GatewayNotServed
