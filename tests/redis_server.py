@@ -22,13 +22,17 @@ def own_redis(settings: Any) -> Iterator[RedisServer]:
     server = RedisServer(
         data=directory / "data", sock=directory / "redis.sock", log=directory / "redis.log", fsync=False
     )
-    server.ensure(lambda _: None)
+    start(server)
     settings.REDIS_URL = f"unix://{server.sock}?db=0"
     settings.REDIS_TIMEOUT = 0.3
     yield server
     thaw(server)
     server.stop()
     shutil.rmtree(directory)
+
+
+def start(server: RedisServer) -> None:
+    server.ensure(lambda _: None, lambda: None)
 
 
 def freeze(server: RedisServer) -> None:

@@ -74,7 +74,7 @@ class RegisterView(APIView):
     throttle_classes = (AuthRateThrottle,)
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Register",
         request=RegisterSerializer,
         responses={201: UserSerializer, **error_responses(400, 413, 415, UnknownReferralCode)},
@@ -99,7 +99,7 @@ class LoginView(APIView):
     throttle_classes = (AuthRateThrottle,)
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Sign in",
         description="The address counts in any case. An unknown address, a wrong password and a disabled user are "
         "answered alike.",
@@ -123,7 +123,7 @@ class RefreshView(APIView):
     permission_classes = (AllowAny,)
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Exchange a refresh token for the next pair",
         description="The token is spent by this. Repeated within ten seconds, say because the answer was lost, it "
         "gets the same successor; used again later it ends the session.",
@@ -137,7 +137,7 @@ class RefreshView(APIView):
 
 class LogoutView(APIView):
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Sign out",
         description="Ends the session of the access token, and that of the refresh token if it is another one. "
         "Both tokens are refused from then on.",
@@ -151,12 +151,12 @@ class LogoutView(APIView):
 
 
 class MeView(APIView):
-    @extend_schema(tags=["accounts"], summary="Who am I", responses={200: UserSerializer, **error_responses(401)})
+    @extend_schema(tags=["Accounts"], summary="Who am I", responses={200: UserSerializer, **error_responses(401)})
     def get(self, request: Request) -> Response:
         return Response(UserSerializer(_user(request)).data)
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Change my data",
         description="email and password need current_password, and end every other session.",
         request=ProfileSerializer,
@@ -182,7 +182,7 @@ class SessionsView(ListAPIView):
         return selectors.live_sessions(_user(self.request))
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Where I am signed in",
         responses={200: SessionSerializer(many=True), **error_responses(400, 401)},
     )
@@ -192,7 +192,7 @@ class SessionsView(ListAPIView):
 
 class SessionView(APIView):
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="End one of my sessions",
         responses={204: None, **error_responses(401, SessionNotFound)},
     )

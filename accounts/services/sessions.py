@@ -147,7 +147,7 @@ def end_session(*, user: User, session_id: uuid.UUID) -> None:
 
     Raises :class:`SessionNotFound` when it is not theirs or has ended already.
     """
-    ended = selectors.live_sessions(user).filter(pk=session_id).end(SignInSession.EndReason.ENDED_BY_USER)
+    ended = SignInSession.objects.alive().filter(pk=session_id, user=user).end(SignInSession.EndReason.ENDED_BY_USER)
     if not ended:
         raise SessionNotFound
 

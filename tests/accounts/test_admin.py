@@ -167,6 +167,7 @@ def test_a_user_is_added_as_by_registering(office, superuser):
         {"email": "TAKEN@example.com"},
         {"username": "Taken"},
         {"username": "ab\u200bcd"},
+        {"username": "\ufdfa" * 10},
         {"password1": "password123", "password2": "password123"},
         {"password2": "different"},
         {"email": "nonsense"},

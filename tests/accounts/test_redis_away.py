@@ -8,7 +8,7 @@ from django.test import Client
 from accounts.models import SignInSession, User
 from tests.api import Api
 from tests.factories import PASSWORD, StaffFactory, UserFactory
-from tests.redis_server import freeze, own_redis, thaw  # noqa: F401 - a fixture
+from tests.redis_server import freeze, own_redis, start, thaw  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.django_db
 
@@ -36,7 +36,7 @@ def test_stopped_and_started_again(own_redis):  # noqa: F811
     refused_everywhere(api, user)
     assert api.get("users/me")["id"] == str(user.pk), "reading needs no limit"
 
-    own_redis.ensure(lambda _: None)
+    start(own_redis)
     api.post("auth/login", {"email": user.email, "password": PASSWORD})
 
 

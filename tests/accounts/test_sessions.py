@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, transaction
 
-from accounts import services
+from accounts import services, tasks
 from accounts.models import RefreshToken, SignInSession
 from accounts.services import sessions
 from notifications.models import OutboxEvent
@@ -297,7 +297,11 @@ def test_old_sessions_are_forgotten(user, signed_in):
             changes["expires_at"] = now
         SignInSession.objects.filter(pk=session.pk).update(**changes)
 
-    assert services.forget_ended_sessions() == 2
+    assert tasks.forget_ended_sessions() == 2
     assert SignInSession.objects.count() == 2
     assert RefreshToken.objects.count() == 2
     assert services.forget_ended_sessions() == 0
+
+
+def test_forgetting_is_scheduled():
+    assert tasks.forget_ended_sessions.name in {entry["task"] for entry in tasks.SCHEDULE.values()}

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, cast
 
+import httpx
 import pytest
 import yaml
 from django.conf import settings as project
 from django.contrib.staticfiles import finders
+from django.core.asgi import get_asgi_application
 from django.core.management import call_command
 from django.test import Client
 from django.urls import NoReverseMatch, get_resolver
 from drf_spectacular.validation import validate_schema
+
+from tests.factories import SuperuserFactory, UserFactory
 
 PAGES = ["/", "/docs", "/redoc"]
 
@@ -212,3 +219,64 @@ def test_every_route_of_the_api_is_in_the_schema(client: Client):
         pytest.fail(str(exc))
     assert routes
     assert routes - documented == set()
+
+
+# --- Static files
+
+
+def content_of(path: str) -> bytes:
+    found = finders.find(path)
+    assert found is not None
+    return Path(found).read_bytes()
+
+
+@pytest.mark.parametrize("path", ["zenzefi/docs.js", "drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js"])
+def test_a_static_file_is_served_whole(client: Client, path):
+    content = content_of(path)
+
+    answer = client.get(f"/static/{path}")
+
+    assert answer.content == content
+    assert "javascript" in answer["Content-Type"]
+    assert client.get(f"/static/{path}", HTTP_IF_MODIFIED_SINCE=answer["Last-Modified"]).status_code == 304
+    part = client.get(f"/static/{path}", HTTP_RANGE="bytes=10-19")
+    assert (part.status_code, part.content) == (206, content[10:20])
+    head = client.head(f"/static/{path}")
+    assert (head["Content-Length"], head.content) == (str(len(content)), b"")
+
+
+def test_a_static_file_that_is_not_there(client: Client):
+    assert client.get("/static/zenzefi/none.js").status_code == 404
+    assert client.get("/static/../settings/base.py").status_code == 404
+
+
+def test_static_files_do_not_warn_under_asgi():
+    async def fetch() -> bytes:
+        transport = httpx.ASGITransport(cast(Any, get_asgi_application()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+            return (await client.get("/static/zenzefi/docs.js")).content
+
+    assert asyncio.run(fetch()) == content_of("zenzefi/docs.js")
+
+
+# --- Back office
+
+
+@pytest.mark.django_db
+def test_the_back_office_lists_people_first(client: Client):
+    client.force_login(SuperuserFactory())
+
+    answer = client.get("/admin/")
+
+    labels = [app["app_label"] for app in answer.context["available_apps"]]
+    assert labels[:3] == ["accounts", "wallet", "tokens"]
+    assert labels[-1] == "auth"
+    assert "Zenzefi back office" in answer.text
+    assert "Django administration" not in answer.text
+
+
+@pytest.mark.django_db
+def test_the_back_office_is_for_staff(client: Client):
+    client.force_login(UserFactory())
+
+    assert client.get("/admin/").status_code == 302
