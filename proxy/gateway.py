@@ -718,4 +718,4 @@ class _BrokenOff(Exception):
 def _iso(milliseconds: int) -> str | None:
     if not milliseconds:
         return None
-    return moment(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment(milliseconds).isoformat(timespec="microseconds").replace("+00:00", "Z")

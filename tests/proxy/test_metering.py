@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -114,7 +115,7 @@ def test_what_was_applied_but_not_deleted_is_not_applied_again(issue):
     """The worker died between its commit and the deletion of the entries."""
     issued = issue()
     client = redis_client.client()
-    fields = {"id": str(uuid.uuid4()), "rows": json.dumps([row(issued)])}
+    fields: dict[Any, Any] = {"id": str(uuid.uuid4()), "rows": json.dumps([row(issued)])}
     client.xadd(keys.meter_stream(), fields)
     services.flush_meter_stream()
     client.xadd(keys.meter_stream(), fields)
