@@ -111,10 +111,11 @@ def _relay(method: str) -> Any:
         operation_id=f"proxy_{method}",
         summary=f"{method.upper()} through the gateway",
         description=(
-            "Relays the request to the Zenzefi server and its answer back, both as streams, byte for byte; HEAD, OPTIONS "
-            "and other methods (but TRACE and CONNECT) and WebSockets as well. The token's clock starts when its first request has reached the server. Refusals of the gateway "
-            "carry `X-Zenzefi-Error`; whatever the server answers passes as it is, so any status is possible. A "
-            "body with `Content-Encoding` comes without `Content-Length`."
+            "Relays the request to the Zenzefi server and its answer back, both as streams, byte for byte; HEAD, "
+            "OPTIONS and other methods (but TRACE and CONNECT) and WebSockets as well. The token's clock starts when "
+            "its first request has reached the server. Refusals of the gateway carry `X-Zenzefi-Error`; whatever the "
+            "server answers passes as it is, so any status is possible. A body with `Content-Encoding` comes without "
+            "`Content-Length`."
         ),
         tags=["Gateway"],
         auth=[],
@@ -148,5 +149,5 @@ class ProxyView(_DataPlaneView):
     def delete(self, request: Request, path: str = "") -> Response:
         return self.refuse(request, path)
 
-    def options(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+    def options(self, request: Any, *args: Any, **kwargs: Any) -> Response:
         return self.refuse(request)
