@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import uuid
+from datetime import datetime
 
 from django.db.models import QuerySet
 
@@ -42,3 +44,19 @@ def live_session(*, session_id: uuid.UUID, user_id: uuid.UUID) -> SignInSession 
 def live_sessions(user: User) -> QuerySet[SignInSession]:
     """Return where the user is signed in, latest use first."""
     return SignInSession.objects.alive().filter(user=user).order_by("-last_used_at", "-pk")
+
+
+def share_address(one: User, other: User, *, since: datetime) -> bool:
+    """Whether both have signed in from one place at or after a moment: an IPv4 address, or the /64 of an IPv6 one."""
+    return not _networks_of(one, since).isdisjoint(_networks_of(other, since))
+
+
+def _networks_of(user: User, since: datetime) -> set[object]:
+    addresses = (
+        SignInSession.objects.filter(user=user, last_used_at__gte=since, address__isnull=False)
+        .order_by("address")
+        .values_list("address", flat=True)
+        .distinct()
+    )
+    parsed = [ipaddress.ip_address(str(address)) for address in addresses]
+    return {ipaddress.ip_network((address, 64 if address.version == 6 else 32), strict=False) for address in parsed}

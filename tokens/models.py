@@ -92,6 +92,8 @@ class AccessToken(models.Model):
     label = models.CharField(_("label"), max_length=100, blank=True, default="")
     scope = models.ForeignKey(Scope, verbose_name=_("scope"), on_delete=models.PROTECT, related_name="+")
     duration_hours = models.PositiveIntegerField(_("duration in hours"))
+    #: The source of the PURCHASE posting that paid for it: its own, or that of the bundle it came in.
+    purchase_source = models.CharField(max_length=128, editable=False, default="")
     #: Copied when bought: what the price list said, and what was really paid. Refunds come from the latter.
     list_price = models.DecimalField(_("list price"), max_digits=10, decimal_places=2)
     paid = models.DecimalField(_("paid"), max_digits=10, decimal_places=2)

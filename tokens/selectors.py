@@ -137,3 +137,9 @@ def token_of(user: Any, token_id: uuid.UUID) -> AccessToken:
     if token is None:
         raise TokenNotFound
     return token
+
+
+def share_device(one: Any, other: Any, since: datetime) -> bool:
+    """Whether tokens of both users were last used from the same device, each at or after a moment."""
+    seen = AccessToken.objects.filter(device_seen_at__gte=since).exclude(device_id="")
+    return seen.filter(owner=one, device_id__in=seen.filter(owner=other).values("device_id")).exists()

@@ -4,6 +4,7 @@ The order of locks in every flow: accounts of the wallet, then tokens, each in t
 """
 
 from tokens.services.devices import claim_device
+from tokens.services.issuing import IssuedToken, issue_tokens
 from tokens.services.lifecycle import Activation, activate_token, record_device_use, record_expiries
 from tokens.services.maintenance import RotatedToken, release_device, rotate_token, update_token
 from tokens.services.purchase import PurchasedToken, list_price, purchase_token, scope_for_sale, source_of
@@ -11,11 +12,13 @@ from tokens.services.revocation import Revocation, refund_due, refund_for, revok
 
 __all__ = [
     "Activation",
+    "IssuedToken",
     "PurchasedToken",
     "Revocation",
     "RotatedToken",
     "activate_token",
     "claim_device",
+    "issue_tokens",
     "list_price",
     "purchase_token",
     "record_device_use",
