@@ -197,9 +197,9 @@ def test_a_key_works_again_after_a_refusal():
 def test_the_number_of_queries_does_not_grow_with_the_bundle():
     counts = set()
     for name in ("Starter Pack", "Team Pack", "Enterprise Pack"):
-        user = user_with("12000.00")
+        user, pack = user_with("12000.00"), bundle(name).pk
         with CaptureQueriesContext(connection) as queries:
-            purchase_bundle(buyer=user, bundle_id=bundle(name).pk)
+            purchase_bundle(buyer=user, bundle_id=pack)
         counts.add(len(queries))
     # BEGIN, lock, bundle, purchase, lock in the posting, savepoint, transfer, release, balance, price, tokens, event,
     # COMMIT.

@@ -270,7 +270,8 @@ def test_who_referred_whom_is_not_oneself():
 def test_the_number_of_queries_of_a_purchase_with_a_bonus_is_fixed():
     counts = set()
     for _ in range(3):
-        _referrer, buyer = referred()
+        referrer, buyer = referred()
+        open_account(referrer)
         with CaptureQueriesContext(connection) as queries:
             buy(buyer, 720)
         counts.add(len(queries))
