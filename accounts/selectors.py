@@ -6,9 +6,11 @@ import ipaddress
 import uuid
 from datetime import datetime
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
-from accounts.models import SignInSession, User
+from accounts import access_tokens
+from accounts.exceptions import AccessTokenExpired, InvalidAccessToken
+from accounts.models import SignInSession, User, same_in_any_case
 
 
 def user_by_email(email: str) -> User | None:
@@ -23,12 +25,14 @@ def user_by_referral_code(code: str) -> User | None:
 
 def duplicates(user: User) -> list[str]:
     """Return which of ``email`` and ``username`` another user has already, in any case."""
-    others = User.objects.exclude(pk=user.pk)
-    taken = {
-        "email": others.filter(pk__in=User.objects.with_email(user.email)),
-        "username": others.filter(pk__in=User.objects.with_username(user.username)),
-    }
-    return [field for field, found in taken.items() if found.exists()]
+    same_email, same_username = (same_in_any_case(field, getattr(user, field)) for field in ("email", "username"))
+    found = (
+        User.objects.exclude(pk=user.pk)
+        .filter(Q(same_email) | Q(same_username))
+        .annotate(same_email=same_email, same_username=same_username)
+        .values_list("same_email", "same_username")
+    )
+    return [field for field, taken in zip(("email", "username"), zip(*found, strict=True), strict=False) if any(taken)]
 
 
 def live_session(*, session_id: uuid.UUID, user_id: uuid.UUID) -> SignInSession | None:
@@ -60,3 +64,14 @@ def _networks_of(user: User, since: datetime) -> set[object]:
     )
     parsed = [ipaddress.ip_address(str(address)) for address in addresses]
     return {ipaddress.ip_network((address, 64 if address.version == 6 else 32), strict=False) for address in parsed}
+
+
+def is_access_token(text: str) -> bool:
+    """Whether this platform signed the text as an access token, which may have expired since."""
+    try:
+        access_tokens.verify(text)
+    except AccessTokenExpired:
+        return True
+    except InvalidAccessToken:
+        return False
+    return True

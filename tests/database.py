@@ -60,7 +60,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
             cursor.execute(f"ALTER DATABASE {database} SET pgtrigger.ignore = '{{{names}}}'")
         # The setting reaches new connections only.
         connection.close()
-        connection.close_pool()
+        connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's wrapper has it
         reference_data = ReferenceData()
     post_migrate.connect(reference_data.restore)
     yield

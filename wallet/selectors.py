@@ -10,7 +10,10 @@ from typing import Any
 from django.db.models import F, QuerySet
 
 from wallet.models import Account, Transfer
+from wallet.reconciliation import Verdict, last_verdict
 from zenzefi.lib.money import ZERO
+
+__all__ = ["Balance", "Verdict", "balance_of", "last_verdict", "transactions_of"]
 
 
 @dataclass(frozen=True, slots=True)

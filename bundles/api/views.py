@@ -20,7 +20,14 @@ from bundles.api.serializers import (
     PurchasedBundleSerializer,
     StaffBundleSerializer,
 )
-from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, run_idempotently
+from bundles.exceptions import BundleNameTaken, BundleNotFound, BundleNotSold, PriceOutOfRange, PricesDisagree
+from tokens.exceptions import DurationNotSold, ScopeNotSold
+from wallet.exceptions import InsufficientBalance
+from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
+from zenzefi.lib.schema import error_responses
+
+#: What may be wrong with a bundle besides its fields.
+_UNSELLABLE = (DurationNotSold, ScopeNotSold, PricesDisagree, PriceOutOfRange, BundleNameTaken)
 
 
 class ReadsForAllWritesForStaff(BasePermission):
@@ -36,7 +43,7 @@ class BundlesView(GenericAPIView[Any]):
         summary="Bundles, cheapest first",
         tags=["Bundles"],
         parameters=[ActiveOnlySerializer],
-        responses=BundleSerializer(many=True),
+        responses={200: BundleSerializer(many=True), **error_responses(400)},
     )
     def get(self, request: Request) -> Response:
         query = ActiveOnlySerializer(data=request.query_params)
@@ -49,7 +56,7 @@ class BundlesView(GenericAPIView[Any]):
         description="For staff. Without prices they follow from the price list and the discount.",
         tags=["Bundles"],
         request=BundleFieldsSerializer,
-        responses={201: StaffBundleSerializer},
+        responses={201: StaffBundleSerializer, **error_responses(400, 401, 403, 413, 415, *_UNSELLABLE)},
     )
     def post(self, request: Request) -> Response:
         body = BundleFieldsSerializer(data=request.data)
@@ -61,7 +68,11 @@ class BundlesView(GenericAPIView[Any]):
 class BundleView(APIView):
     permission_classes = [ReadsForAllWritesForStaff]
 
-    @extend_schema(summary="One bundle", tags=["Bundles"], responses=BundleSerializer)
+    @extend_schema(
+        summary="One bundle",
+        tags=["Bundles"],
+        responses={200: BundleSerializer, **error_responses(BundleNotFound)},
+    )
     def get(self, request: Request, bundle_id: uuid.UUID) -> Response:
         return Response(BundleSerializer(selectors.bundle(bundle_id)).data)
 
@@ -71,7 +82,10 @@ class BundleView(APIView):
         "what was bought stays as it was.",
         tags=["Bundles"],
         request=BundleFieldsSerializer(partial=True),
-        responses=StaffBundleSerializer,
+        responses={
+            200: StaffBundleSerializer,
+            **error_responses(400, 401, 403, 413, 415, BundleNotFound, *_UNSELLABLE),
+        },
     )
     def patch(self, request: Request, bundle_id: uuid.UUID) -> Response:
         body = BundleFieldsSerializer(data=request.data, partial=True)
@@ -83,7 +97,7 @@ class BundleView(APIView):
         summary="Switch a bundle off",
         description="For staff. It is no longer sold, but stays.",
         tags=["Bundles"],
-        responses={204: None},
+        responses={204: None, **error_responses(401, 403, BundleNotFound)},
     )
     def delete(self, request: Request, bundle_id: uuid.UUID) -> Response:
         services.switch_off_bundle(actor=request.user, bundle_id=bundle_id)
@@ -97,7 +111,10 @@ class PurchaseView(APIView):
         tags=["Bundles"],
         parameters=[IDEMPOTENCY_KEY],
         request=None,
-        responses={201: PurchasedBundleSerializer},
+        responses={
+            201: PurchasedBundleSerializer,
+            **error_responses(401, BundleNotFound, BundleNotSold, InsufficientBalance, *IDEMPOTENCY_REFUSALS),
+        },
     )
     def post(self, request: Request, bundle_id: uuid.UUID) -> Response:
         def flow() -> tuple[int, Any]:

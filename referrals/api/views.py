@@ -13,6 +13,7 @@ from rest_framework.response import Response
 from referrals import selectors
 from referrals.api.serializers import ReferralsSerializer
 from zenzefi.lib.pagination import LimitOffsetPagination
+from zenzefi.lib.schema import error_responses
 
 
 class ReferredUsersPagination(LimitOffsetPagination):
@@ -32,7 +33,7 @@ class ReferralsView(GenericAPIView[Any]):
             OpenApiParameter("limit", OpenApiTypes.INT, description="Referred users to list, 1-100; by default 100."),
             OpenApiParameter("offset", OpenApiTypes.INT, description="Referred users to leave out."),
         ],
-        responses=ReferralsSerializer,
+        responses={200: ReferralsSerializer, **error_responses(400, 401)},
     )
     def get(self, request: Request) -> Response:
         figures = selectors.referral_figures(request.user)

@@ -40,6 +40,7 @@ def test_only_what_ran_out_is_recorded_and_once():
     assert recorded() == [str(expired.id)]
     event = apps.get_model("notifications.OutboxEvent").objects.get(event="token.expired")
     assert event.user == expired.owner
+    assert expired.expires_at is not None
     assert event.data["expires_at"] == expired.expires_at.isoformat()
 
 

@@ -61,6 +61,7 @@ def test_a_token_is_bought():
         "new_balance": "82.00",
     }
     assert secrets.is_well_formed(body["token"])
+    assert answer["Cache-Control"] == "no-store"
     assert (token.owner, token.paid, token.list_price) == (user, Decimal("18.00"), Decimal("18.00"))
     assert balance_of(user).balance == Decimal("82.00")
     posted = Transfer.objects.get(kind="PURCHASE")
@@ -166,16 +167,16 @@ def test_a_scope_that_is_sold_no_more():
     assert_nothing_bought(user, "500.00")
 
 
+MALFORMED: dict[str, list[Any]] = {
+    "duration_hours": ["x", "", None, True, [], {}, "-1", -24, "24.0", 24.5, "1e1", "２４", "24 ", 10**12, "9" * 400],
+    "scope": ["", None, [], {}, True, 5, "s" * 65],
+    "label": [None, [], {}, True, 5, "l" * 101],
+}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        *[
-            ("duration_hours", value)
-            for value in ("x", "", None, True, [], {}, "-1", -24, "24.0", 24.5, "1e1", "２４", "24 ", 10**12, "9" * 400)
-        ],
-        *[("scope", value) for value in ("", None, [], {}, True, "s" * 65)],
-        *[("label", value) for value in (None, [], {}, True, "l" * 101)],
-    ],
+    [(field, value) for field, values in MALFORMED.items() for value in values],
     ids=lambda value: repr(value)[:20],
 )
 def test_malformed_fields_buy_nothing(field, value):

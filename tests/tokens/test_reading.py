@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -107,7 +108,7 @@ def test_lists_take_a_fixed_number_of_queries(owner):
 
 def test_nobody_sees_the_tokens_of_others(owner):
     stranger = api(user_with())
-    token = AccessToken.objects.filter(owner=owner).first()
+    token = AccessToken.objects.filter(owner=owner).latest("created_at")
     assert stranger.get(MY_TOKENS).json()["total"] == 0
     for answer in (
         stranger.get(f"/api/v1/tokens/{token.id}"),
@@ -120,7 +121,7 @@ def test_nobody_sees_the_tokens_of_others(owner):
 
 
 def test_nobody_signed_in_sees_none(owner):
-    token = AccessToken.objects.filter(owner=owner).first()
+    token = AccessToken.objects.filter(owner=owner).latest("created_at")
     for answer in (api().get(MY_TOKENS), api().get(f"/api/v1/tokens/{token.id}")):
         assert answer.json()["code"] == "not_authenticated"
 
@@ -132,14 +133,15 @@ def test_a_token_is_named():
     assert client.get(url).json()["label"] == "lathe"
     assert client.patch(url, {"paid": "0.01"}, format="json").json()["label"] == "lathe"
     assert client.patch(url, {"label": ""}, format="json").json()["label"] == ""
-    for label in (None, [], True, "x" * 101, "a\x00b"):
+    refused: tuple[Any, ...] = (None, [], True, 5, "x" * 101, "a\x00b")
+    for label in refused:
         assert client.patch(url, {"label": label}, format="json").status_code == 400
     token.refresh_from_db()
     assert (token.label, token.paid) == ("", Decimal("18.00"))
     assert update_token(token_id=token.id, owner=token.owner) == token
 
 
-def check(secret: str) -> dict[str, object]:
+def check(secret: str) -> dict[str, Any]:
     answer = api().post(CHECK, {"token": secret}, format="json")
     assert answer.status_code == 200
     return answer.json()

@@ -33,7 +33,7 @@ def test_the_old_secret_is_unknown_and_the_new_one_known(django_capture_on_commi
     bought = token_of_new_user()
     activate_so_that(bought.token, seconds_left=600)
     record_device_use([(bought.token.id, "device-1", clock.now())])
-    before = AccessToken.objects.values().get(pk=bought.token.pk)
+    before: dict[str, Any] = {**AccessToken.objects.values().get(pk=bought.token.pk)}
     started = clock.now()
     credentials_changed.connect(receive)
     try:
@@ -50,7 +50,7 @@ def test_the_old_secret_is_unknown_and_the_new_one_known(django_capture_on_commi
     known = credential_by_digest(secrets.digest(secret))
     assert known is not None
     assert known.token_id == bought.token.id
-    after = AccessToken.objects.values().get(pk=bought.token.pk)
+    after: dict[str, Any] = {**AccessToken.objects.values().get(pk=bought.token.pk)}
     assert {name for name in after if after[name] != before[name]} == {"digest", "last_four", "changed_at"}
     assert Transfer.objects.filter(kind="PURCHASE").count() == 1
 

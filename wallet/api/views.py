@@ -24,13 +24,16 @@ from wallet.api.serializers import (
     TransactionFilterSerializer,
     TransactionSerializer,
 )
+from wallet.exceptions import BalanceLimitExceeded
 from wallet.statements import Statement
-from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, run_idempotently
+from zenzefi.lib.errors import NotFound
+from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
+from zenzefi.lib.schema import error_responses
 from zenzefi.lib.streaming import streaming_response
 
 
 class BalanceView(APIView):
-    @extend_schema(summary="Balance", tags=["Wallet"], responses=BalanceSerializer)
+    @extend_schema(summary="Balance", tags=["Wallet"], responses={200: BalanceSerializer, **error_responses(401)})
     def get(self, request: Request) -> Response:
         return Response(BalanceSerializer(selectors.balance_of(request.user)).data)
 
@@ -43,7 +46,7 @@ class TransactionsView(GenericAPIView[Any]):
         description="The caller's side of every transfer, newest first.",
         tags=["Wallet"],
         parameters=[TransactionFilterSerializer],
-        responses=TransactionSerializer(many=True),
+        responses={200: TransactionSerializer(many=True), **error_responses(400, 401)},
     )
     def get(self, request: Request) -> Response:
         filters = TransactionFilterSerializer(data=request.query_params)
@@ -75,7 +78,11 @@ class StatementView(APIView):
         "balance less what was owed plus all amounts is the closing balance less what is owed.",
         tags=["Wallet"],
         parameters=[StatementQuerySerializer],
-        responses={(200, "application/json"): StatementSerializer, (200, "text/csv"): OpenApiTypes.STR},
+        responses={
+            (200, "application/json"): StatementSerializer,
+            (200, "text/csv"): OpenApiTypes.STR,
+            **error_responses(400, 401),
+        },
     )
     def get(self, request: Request) -> StreamingHttpResponse:
         context = {"registered_at": request.user.created_at}  # type: ignore[union-attr]
@@ -98,7 +105,10 @@ class MockPurchaseView(APIView):
         tags=["Wallet"],
         parameters=[IDEMPOTENCY_KEY],
         request=MockPurchaseSerializer,
-        responses={201: MockPurchaseResultSerializer},
+        responses={
+            201: MockPurchaseResultSerializer,
+            **error_responses(400, 401, 413, 415, BalanceLimitExceeded, NotFound, *IDEMPOTENCY_REFUSALS),
+        },
     )
     def post(self, request: Request) -> Response:
         services.demand_mock_payments()
