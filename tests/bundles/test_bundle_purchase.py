@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -226,7 +227,7 @@ def test_without_the_lock_twenty_at_once_go_wrong(monkeypatch):
     pack = bundle().pk
     for _ in range(20):
         user = user_with("250.00")
-        run_at_once(20, lambda _, user=user: purchase_bundle(buyer=user, bundle_id=pack))
+        run_at_once(20, partial(lambda user, _: purchase_bundle(buyer=user, bundle_id=pack), user))
         if AccessToken.objects.filter(owner=user).count() != 15:
             return
     pytest.fail("Twenty rounds without a lock were all right.")

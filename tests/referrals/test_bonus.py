@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -287,7 +288,7 @@ def test_the_number_of_queries_of_a_purchase_with_a_bonus_is_fixed():
 def test_twenty_first_purchases_at_once_bring_one_bonus():
     for _ in range(5):
         referrer, buyer = referred("6000.00")
-        outcomes = run_at_once(20, lambda _, buyer=buyer: buy(buyer, 720))
+        outcomes = run_at_once(20, partial(lambda buyer, _: buy(buyer, 720), buyer))
         assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         assert balance(referrer) == Decimal("30.00")
         assert ReferralBonus.objects.filter(referee=buyer).count() == 1
@@ -300,7 +301,7 @@ def test_without_the_lock_first_purchases_at_once_collide(monkeypatch):
     monkeypatch.setattr(accounts, "_lock", lambda found: list(found.order_by("pk")))
     for _ in range(20):
         _referrer, buyer = referred("6000.00")
-        outcomes = run_at_once(20, lambda _, buyer=buyer: buy(buyer, 720))
+        outcomes = run_at_once(20, partial(lambda buyer, _: buy(buyer, 720), buyer))
         assert ReferralBonus.objects.filter(referee=buyer).count() <= 1
         if any(isinstance(outcome, Exception) for outcome in outcomes) or balance(buyer) != 0:
             return
@@ -336,7 +337,7 @@ def test_the_tokens_of_a_bundle_refunded_at_once_take_back_exactly_the_bonus():
         referrer, buyer = referred("2000.00")
         bought = purchase_bundle(buyer=buyer, bundle_id=Bundle.objects.get(name="Team Pack").pk)
         assert balance(referrer) == Decimal("200.00")
-        outcomes = run_at_once(20, lambda number, bought=bought: refund(bought.tokens[number].token))
+        outcomes = run_at_once(20, partial(lambda bought, number: refund(bought.tokens[number].token), bought))
         assert outcomes == [Decimal("80.00")] * 20
         assert balance(referrer) == Decimal("40.00")
         for one in bought.tokens[20:]:

@@ -317,7 +317,7 @@ def test_it_streams_from_the_asynchronous_server_too(pages_of_three):
 
     async def read() -> list[bytes]:
         try:
-            answer = await AsyncClient().get(URL, {"format": "csv"}, headers={"Authorization": f"Bearer {token}"})
+            answer: Any = await AsyncClient().get(URL, {"format": "csv"}, headers={"Authorization": f"Bearer {token}"})
             assert answer.status_code == 200
             assert answer.is_async
             return [part async for part in answer.streaming_content]

@@ -86,10 +86,10 @@ def purchase_token(*, owner: Any, duration_hours: int, scope: str = "full", labe
 
 def list_price(duration_hours: int) -> Decimal:
     """Return what a token of this duration costs today, in ZNC. Raises :class:`DurationNotSold`."""
-    price = TokenPrice.objects.filter(duration_hours=duration_hours, is_active=True).first()
-    if price is None:
+    sold = TokenPrice.objects.filter(duration_hours=duration_hours, is_active=True).priced_at().first()
+    if sold is None:
         raise DurationNotSold
-    return price.price
+    return sold.current_price
 
 
 def scope_for_sale(slug: str) -> Scope:
