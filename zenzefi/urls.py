@@ -30,4 +30,5 @@ urlpatterns = [
     path("api/v1/", include("referrals.api.urls")),
     path("api/v1/", include("tokens.api.urls")),
     path("api/v1/", include("bundles.api.urls")),
+    path("api/v1/", include("proxy.api.urls")),
 ]
