@@ -10,7 +10,8 @@ from django.db.models import Q, QuerySet
 
 from accounts import access_tokens
 from accounts.exceptions import AccessTokenExpired, InvalidAccessToken
-from accounts.models import SignInSession, User, same_in_any_case
+from accounts.models import BlockedMailDomain, SignInSession, User, same_in_any_case
+from accounts.validators import ascii_domain
 
 
 def user_by_email(email: str) -> User | None:
@@ -50,8 +51,18 @@ def live_sessions(user: User) -> QuerySet[SignInSession]:
     return SignInSession.objects.alive().filter(user=user).order_by("-last_used_at", "-pk")
 
 
+def mail_domain_is_blocked(email: str) -> bool:
+    """Whether the domain of an address, or one that it is part of, is blocked."""
+    labels = ascii_domain(email.rpartition("@")[2]).split(".")
+    domains = [".".join(labels[start:]) for start in range(len(labels))]
+    return BlockedMailDomain.objects.filter(domain__in=domains).exists()
+
+
 def share_address(one: User, other: User, *, since: datetime) -> bool:
-    """Whether both have signed in from one place at or after a moment: an IPv4 address, or the /64 of an IPv6 one."""
+    """Whether both have registered or signed in from one place at or after a moment.
+
+    A place is an IPv4 address, or the /64 that one subscriber of IPv6 has.
+    """
     return not _networks_of(one, since).isdisjoint(_networks_of(other, since))
 
 
@@ -62,7 +73,10 @@ def _networks_of(user: User, since: datetime) -> set[object]:
         .values_list("address", flat=True)
         .distinct()
     )
-    parsed = [ipaddress.ip_address(str(address)) for address in addresses]
+    known = list(addresses)
+    if user.registered_from is not None and user.created_at >= since:
+        known.append(user.registered_from)
+    parsed = [ipaddress.ip_address(str(address)) for address in known]
     return {ipaddress.ip_network((address, 64 if address.version == 6 else 32), strict=False) for address in parsed}
 
 

@@ -108,6 +108,15 @@ def test_an_address_counts_within_the_window(days_ago, is_held):
     assert ReferralBonus.objects.get().status == ("held" if is_held else "paid")
 
 
+@pytest.mark.parametrize(("days_ago", "is_held"), [(1, True), (31, False)])
+def test_where_they_registered_counts_too(days_ago, is_held):
+    referrer, buyer = referred(registered_from="192.0.2.7")
+    type(referrer).objects.filter(pk=referrer.pk).update(created_at=clock.now() - timedelta(days=days_ago))
+    signed_in_from(buyer, "192.0.2.7")
+    buy(buyer)
+    assert ReferralBonus.objects.get().status == ("held" if is_held else "paid")
+
+
 def test_the_window_is_a_setting(settings):
     settings.REFERRAL_FRAUD_WINDOW_DAYS = 7
     referrer, buyer = referred()
