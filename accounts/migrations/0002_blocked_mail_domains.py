@@ -4,29 +4,28 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('accounts', '0001_initial'),
+        ("accounts", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='BlockedMailDomain',
+            name="BlockedMailDomain",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('domain', models.CharField(max_length=253, unique=True, verbose_name='domain')),
-                ('reason', models.CharField(blank=True, default='', max_length=255, verbose_name='reason')),
-                ('created_at', models.DateTimeField(auto_now_add=True, verbose_name='created at')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("domain", models.CharField(max_length=253, unique=True, verbose_name="domain")),
+                ("reason", models.CharField(blank=True, default="", max_length=255, verbose_name="reason")),
+                ("created_at", models.DateTimeField(auto_now_add=True, verbose_name="created at")),
             ],
             options={
-                'verbose_name': 'blocked mail domain',
-                'verbose_name_plural': 'blocked mail domains',
-                'ordering': ['domain'],
+                "verbose_name": "blocked mail domain",
+                "verbose_name_plural": "blocked mail domains",
+                "ordering": ["domain"],
             },
         ),
         migrations.AddField(
-            model_name='user',
-            name='registered_from',
-            field=models.GenericIPAddressField(blank=True, editable=False, null=True, verbose_name='registered from'),
+            model_name="user",
+            name="registered_from",
+            field=models.GenericIPAddressField(blank=True, editable=False, null=True, verbose_name="registered from"),
         ),
     ]

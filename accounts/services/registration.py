@@ -38,7 +38,8 @@ def register_user(
     """Create a user from what they typed, and record ``user.registered``; ``address`` is where they did so from.
 
     Raises :class:`UnknownReferralCode`, :class:`MailDomainBlocked`, and
-    :class:`~django.core.exceptions.ValidationError` with the texts by field for values that break a rule and for an address or name that is taken in any case.
+    :class:`~django.core.exceptions.ValidationError` with the texts by field for values that break a rule and
+    for an address or name that is taken in any case.
     """
     user = User(email=email, username=username, full_name=full_name, language=language)
     user.registered_from = address or None
