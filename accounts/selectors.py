@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import uuid
 from datetime import datetime
 
@@ -12,6 +11,7 @@ from accounts import access_tokens
 from accounts.exceptions import AccessTokenExpired, InvalidAccessToken
 from accounts.models import BlockedMailDomain, SignInSession, User, same_in_any_case
 from accounts.validators import ascii_domain
+from zenzefi.lib.network import network_of
 
 
 def user_by_email(email: str) -> User | None:
@@ -66,18 +66,15 @@ def share_address(one: User, other: User, *, since: datetime) -> bool:
     return not _networks_of(one, since).isdisjoint(_networks_of(other, since))
 
 
-def _networks_of(user: User, since: datetime) -> set[object]:
-    addresses = (
-        SignInSession.objects.filter(user=user, last_used_at__gte=since, address__isnull=False)
-        .order_by("address")
-        .values_list("address", flat=True)
-        .distinct()
+def _networks_of(user: User, since: datetime) -> set[str]:
+    known = set(
+        SignInSession.objects.filter(user=user, last_used_at__gte=since, address__isnull=False).values_list(
+            "address", flat=True
+        )
     )
-    known = list(addresses)
     if user.registered_from is not None and user.created_at >= since:
-        known.append(user.registered_from)
-    parsed = [ipaddress.ip_address(str(address)) for address in known]
-    return {ipaddress.ip_network((address, 64 if address.version == 6 else 32), strict=False) for address in parsed}
+        known.add(user.registered_from)
+    return {network_of(str(address)) for address in known}
 
 
 def is_access_token(text: str) -> bool:

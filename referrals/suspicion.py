@@ -16,16 +16,22 @@ from referrals.models import ReferralBonus
 #: Called with the referee, the referrer and the moment from which on things count.
 Evidence = Callable[[Any, Any, datetime], bool]
 
-_EVIDENCE: dict[str, Evidence] = {
-    ReferralBonus.Suspicion.SAME_ADDRESS: lambda referee, referrer, since: share_address(referee, referrer, since=since)
+_EVIDENCE: dict[str, list[Evidence]] = {
+    ReferralBonus.Suspicion.SAME_ADDRESS: [
+        lambda referee, referrer, since: share_address(referee, referrer, since=since),
+    ],
 }
 
 
 def register(suspicion: str, evidence: Evidence) -> None:
-    """Add a piece of evidence; called once for each, when the app that knows it is ready."""
-    _EVIDENCE[suspicion] = evidence
+    """Add a piece of evidence for a suspicion; called once for each, when the app that knows it is ready."""
+    _EVIDENCE.setdefault(suspicion, []).append(evidence)
 
 
 def suspicions_about(referee: Any, referrer: Any, *, since: datetime) -> list[str]:
     """Return why a bonus of these two should wait for a person's decision; empty when nothing speaks against it."""
-    return [str(suspicion) for suspicion, holds in _EVIDENCE.items() if holds(referee, referrer, since)]
+    return [
+        str(suspicion)
+        for suspicion, pieces in _EVIDENCE.items()
+        if any(holds(referee, referrer, since) for holds in pieces)
+    ]

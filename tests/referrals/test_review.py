@@ -148,6 +148,35 @@ def test_tokens_that_no_device_used_are_not_the_same_device():
     assert ReferralBonus.objects.get().status == "paid"
 
 
+@pytest.mark.parametrize(
+    ("days_ago", "device", "address", "suspicions"),
+    [
+        (0, "laptop-1", "198.51.100.9", ["same_device"]),
+        (0, "laptop-2", "192.0.2.7", ["same_address"]),
+        (29.9, "laptop-1", "192.0.2.7", ["same_address", "same_device"]),
+        (30.1, "laptop-1", "192.0.2.7", []),
+        (0, "laptop-2", None, []),
+    ],
+)
+def test_what_the_gateway_saw_counts_long_after_the_token_went_to_another_device(days_ago, device, address, suspicions):
+    referrer, buyer = referred()
+    for user, used, from_, ago in ((referrer, device, address, days_ago), (buyer, "laptop-1", "192.0.2.7", 0)):
+        moment = clock.now() - timedelta(days=ago)
+        apps.get_model("proxy.Session").objects.create(
+            user=user,
+            token=purchase_token(owner=user, duration_hours=1).token,
+            device_id=used,
+            client_address=from_,
+            started_at=moment,
+            last_activity_at=moment,
+        )
+    buy(buyer)
+    if suspicions:
+        assert_held(referrer, *suspicions)
+    else:
+        assert ReferralBonus.objects.get().status == "paid"
+
+
 def test_a_disabled_referrer_is_not_paid_but_reviewed():
     referrer, buyer = referred(is_active=False)
     buy(buyer)
