@@ -52,6 +52,10 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
 
     Only this database is told so, through the setting by which the triggers can be ignored.
     """
+    if not str(connection.settings_dict["NAME"]).startswith("test_"):
+        # No test that was chosen asks for a database, so pytest-django made none: this is the real one.
+        yield
+        return
     with django_db_blocker.unblock():
         names = ",".join(guard_names())
         assert names

@@ -290,7 +290,9 @@ def test_the_example_lists_every_variable_with_its_default(tmp_path: Path):
         if re.match(r"[A-Z]", line) and not re.match(r"#|[A-Z]", before):
             pytest.fail(f"{line} stands without a line of why")
 
-    here, there = load("zenzefi.settings.base", tmp_path, {}, {"HOST": "0.0.0.0", "PORT": "9", "VAR_DIR": "elsewhere"})
+    here, there = load(
+        "zenzefi.settings.base", tmp_path, {}, {"HOST": "0.0.0.0", "PORT": "9", "VAR_DIR": str(tmp_path / "elsewhere")}
+    )
     [production] = load("zenzefi.settings.production", tmp_path, PRODUCTION)
 
     assert set(listed) == set(here["known"]) | set(production["known"])
