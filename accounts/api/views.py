@@ -38,6 +38,7 @@ from accounts.exceptions import (
 from accounts.models import SignInSession, User
 from zenzefi.lib import ratelimit
 from zenzefi.lib.network import client_address
+from zenzefi.lib.parsers import expect_no_fields
 from zenzefi.lib.ratelimit import AuthRateThrottle
 from zenzefi.lib.schema import error_responses
 
@@ -197,8 +198,9 @@ class SessionView(APIView):
     @extend_schema(
         tags=["Accounts"],
         summary="End one of my sessions",
-        responses={204: None, **error_responses(401, SessionNotFound)},
+        responses={204: None, **error_responses(400, 401, 413, 415, SessionNotFound)},
     )
     def delete(self, request: Request, session_id: uuid.UUID) -> Response:
+        expect_no_fields(request)
         services.end_session(user=_user(request), session_id=session_id)
         return Response(status=204)
