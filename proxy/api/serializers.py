@@ -1,4 +1,4 @@
-"""Answers of the gateway itself, for the OpenAPI document."""
+"""What the gateway answers about a token, as the OpenAPI schema shows it. The gateway itself writes the JSON."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rest_framework import serializers
 
 class UsageSerializer(serializers.Serializer[Any]):
     requests = serializers.IntegerField()
-    bytes_in = serializers.IntegerField(help_text="Bytes of bodies and messages sent by the client.")
-    bytes_out = serializers.IntegerField(help_text="Bytes of bodies and messages sent to the client.")
+    bytes_in = serializers.IntegerField(help_text="From the client, bodies only.")
+    bytes_out = serializers.IntegerField(help_text="To the client, bodies only.")
 
 
-class ProxyStatusSerializer(serializers.Serializer[Any]):
-    connected = serializers.BooleanField(help_text="Always true: a token that cannot be used is refused.")
+class GatewayStatusSerializer(serializers.Serializer[Any]):
+    connected = serializers.BooleanField(help_text="Always true; a token that opens nothing is answered with 401.")
     user_id = serializers.UUIDField()
     token_id = serializers.UUIDField()
     is_activated = serializers.BooleanField()
@@ -24,4 +24,4 @@ class ProxyStatusSerializer(serializers.Serializer[Any]):
     duration_hours = serializers.IntegerField()
     time_remaining_seconds = serializers.IntegerField(allow_null=True, help_text="Null while ready.")
     scope = serializers.CharField()
-    usage = UsageSerializer(allow_null=True, help_text="A second or two behind; null while it is not known.")
+    usage = UsageSerializer(allow_null=True, help_text="Of this token so far; null while the counters are away.")

@@ -3,6 +3,6 @@ from django.urls import path
 from proxy.api import views
 
 urlpatterns = [
-    path("proxy/status", views.ProxyStatusView.as_view()),
-    path("proxy/<path:path>", views.ProxyView.as_view()),
+    path("proxy/status", views.StatusView.as_view()),
+    path("proxy/<path:path>", views.RelayView.as_view()),
 ]

@@ -1,4 +1,4 @@
-"""The gateway's routes without the data plane, in the schema, and in the back office."""
+"""The gateway in the back office."""
 
 from __future__ import annotations
 
@@ -7,38 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 from django.test import Client
-from drf_spectacular.generators import SchemaGenerator
 
 from proxy import services
 from proxy.models import ScopeRule, Session
 from tests.factories import SuperuserFactory
 from tokens.models import Scope
-
-
-@pytest.mark.django_db
-@pytest.mark.parametrize("method", ["get", "head", "post", "put", "patch", "delete", "options"])
-@pytest.mark.parametrize("path", ["certificates/filter", "status", "a/b/"])
-def test_a_server_without_the_data_plane_says_how_to_start_one(client, method, path):
-    if path == "status" and method != "get":
-        return
-    answer = getattr(client, method)(f"/api/v1/proxy/{path}")
-
-    assert answer.status_code == 501
-    if method != "head":
-        assert answer.json()["code"] == "no_data_plane"
-        assert "make run" in answer.json()["detail"]
-
-
-@pytest.mark.django_db
-def test_the_schema_documents_the_gateway():
-    paths = SchemaGenerator().get_schema(request=None, public=True)["paths"]
-
-    relay = paths["/api/v1/proxy/{path}"]
-    assert set(relay) == {"get", "post", "put", "patch", "delete"}
-    assert {parameter["name"] for parameter in relay["post"]["parameters"]} == {"X-Access-Token", "X-Device-ID", "path"}
-    assert {"200", "400", "401", "403", "409", "429", "502", "503", "504"} <= set(relay["get"]["responses"])
-    status = paths["/api/v1/proxy/status"]["get"]
-    assert {"200", "401", "503"} <= set(status["responses"])
 
 
 @pytest.fixture

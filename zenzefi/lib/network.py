@@ -48,7 +48,11 @@ def client_address(request: HttpRequest) -> str:
 
 def client_network(request: HttpRequest) -> str:
     """Return what rate limits take for one caller: an IPv4 address, or the /64 that one IPv6 subscriber has."""
-    address = client_address(request)
+    return network_of(client_address(request))
+
+
+def network_of(address: str) -> str:
+    """Return what stands for one subscriber: an IPv4 address as it is, the /64 of an IPv6 one."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network((address, 64), strict=False))
@@ -62,14 +66,28 @@ def is_trusted_peer(peer: str) -> bool:
     )
 
 
+# Headers by which a proxy gives itself away.
+_SIGNS_OF_A_PROXY = {
+    "HTTP_FORWARDED",
+    "HTTP_VIA",
+    "HTTP_X_FORWARDED_FOR",
+    "HTTP_X_FORWARDED_HOST",
+    "HTTP_X_FORWARDED_PROTO",
+    "HTTP_X_REAL_IP",
+}
+
+
 def is_local_caller(request: HttpRequest) -> bool:
     """Whether the caller is on this machine's loopback, as far as it can be believed.
 
-    A loopback peer that passes on somebody else's request without being a trusted proxy is not: a proxy that was
-    forgotten in ``TRUSTED_PROXIES`` must not open to the world what is meant for this machine.
+    A loopback peer that passes on somebody else's request is not, unless it is a trusted proxy and says that the
+    caller is local: a proxy that was forgotten in ``TRUSTED_PROXIES``, or that sends no ``X-Forwarded-For``, must
+    not open to the world what is meant for this machine.
     """
-    forwarded = request.META.get("zenzefi.forwarded") or {"HTTP_VIA", "HTTP_X_REAL_IP"} & request.META.keys()
-    if forwarded and not is_trusted_peer(request.META.get("REMOTE_ADDR", "")):
+    forwarded = request.META.get("zenzefi.forwarded") or _SIGNS_OF_A_PROXY & request.META.keys()
+    if forwarded and not (
+        is_trusted_peer(request.META.get("REMOTE_ADDR", "")) and "HTTP_X_FORWARDED_FOR" in request.META
+    ):
         return False
     address = _parse(client_address(request))
     return address is not None and address.is_loopback

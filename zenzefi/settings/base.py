@@ -102,6 +102,7 @@ MIDDLEWARE = [
     "corsheaders.middleware.CorsMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
+    "zenzefi.lib.middleware.BodyLimitMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "zenzefi.lib.middleware.ServiceUnavailableMiddleware",
@@ -230,6 +231,10 @@ JSON_BODY_MAX_BYTES = env.integer("JSON_BODY_MAX_BYTES", 1_048_576, minimum=1024
 DATA_UPLOAD_MAX_MEMORY_SIZE = JSON_BODY_MAX_BYTES
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
 
+# --- Referrals
+# Days back in which a device or an address that referee and referrer share holds the bonus for review.
+REFERRAL_FRAUD_WINDOW_DAYS = env.integer("REFERRAL_FRAUD_WINDOW_DAYS", 30, minimum=1, maximum=3650)
+
 # --- Payments
 PAYMENT_PROVIDERS = env.items("PAYMENT_PROVIDERS", "mock")
 for _provider in PAYMENT_PROVIDERS:
@@ -346,6 +351,16 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
+    "APPEND_COMPONENTS": {
+        "securitySchemes": {
+            "GatewayToken": {
+                "type": "apiKey",
+                "in": "header",
+                "name": "X-Access-Token",
+                "description": "A token that was bought: the token of /api/v1/tokens/purchase.",
+            }
+        }
+    },
     # Several fields are called status; their generated names would change with every new one.
     "ENUM_NAME_OVERRIDES": {
         "HealthEnum": ["healthy", "degraded", "unhealthy"],
