@@ -54,7 +54,7 @@ class AccountAdmin(ReadOnlyAdmin):
     @admin.display(description=_("transfers"))
     def transfers(self, account: Account) -> str:
         address = reverse("admin:wallet_transfer_changelist")
-        return format_html('<a href="{}?{}">{}</a>', address, urlencode({"account": account.pk}), _("Show"))
+        return format_html('<a href="{}?{}">{}</a>', address, urlencode({"account": str(account.pk)}), _("Show"))
 
 
 class AccountFilter(admin.SimpleListFilter):

@@ -65,6 +65,18 @@ _CHECKS: list[Check] = [
         """,
     ),
     Check(
+        "cached numbers of transfers are right",
+        f"""
+        SELECT 'account ' || account.id,
+               'counts ' || account.postings || ' transfers but has ' || coalesce(history.postings, 0)
+          FROM wallet_account AS account
+          LEFT JOIN (SELECT account_id, count(*) AS postings FROM ({_POSTINGS}) AS posting GROUP BY account_id)
+               AS history ON history.account_id = account.id
+         WHERE account.user_id IS NOT NULL
+           AND account.postings <> coalesce(history.postings, 0)
+        """,
+    ),
+    Check(
         "cached balances equal what the last transfer left",
         f"""
         SELECT 'account ' || account.id,

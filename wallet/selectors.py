@@ -27,39 +27,63 @@ def balance_of(user: Any) -> Balance:
     return Balance(*row) if row else Balance(ZERO, ZERO)
 
 
+class Transactions:
+    """A user's side of their transfers, newest first: can be counted and sliced, as a paginator does.
+
+    A slice is a list of dictionaries with the keys ``id`` (the order), ``public_id``, ``signed`` (ZNC, negative when it
+    left the account), ``kind``, ``description``, ``balance_after`` (ZNC) and ``created_at``.
+
+    A transfer has the account on one side only, so the two sides are added up without looking for duplicates. Each
+    side is cut to what the page can need before they are merged: PostgreSQL walks two indexes that far and stops,
+    however long the history is. An OR over both columns, or a union that is cut as a whole, would collect and sort
+    all of it.
+    """
+
+    def __init__(self, account: Account | None, filters: dict[str, Any]) -> None:
+        self._account = account
+        self._filters = filters
+
+    def _side(self, name: str) -> QuerySet[Transfer]:
+        return Transfer.objects.filter(**{f"{name}_account": self._account}, **self._filters)
+
+    def count(self) -> int:
+        if self._account is None:
+            return 0
+        if not self._filters:
+            return self._account.postings
+        return self._side("debit").count() + self._side("credit").count()
+
+    def __getitem__(self, page: slice) -> list[dict[str, Any]]:
+        if self._account is None:
+            return []
+        sides = [
+            self._side(name)
+            .order_by("-id")
+            .values(
+                "id",
+                "public_id",
+                "kind",
+                "description",
+                "created_at",
+                signed=F("amount") * sign,
+                balance_after=F(f"{name}_balance_after"),
+            )[: page.stop]
+            for name, sign in (("debit", -1), ("credit", 1))
+        ]
+        merged: QuerySet[Transfer, Any] = sides[0].union(sides[1], all=True)
+        return list(merged.order_by("-id")[page])
+
+
 def transactions_of(
     user: Any,
     *,
     kind: str | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
-) -> QuerySet[Transfer, Any]:
-    """Return the user's side of their transfers, newest first, as dictionaries.
-
-    Keys: ``id`` (order), ``public_id``, ``signed`` (ZNC, negative when it left the account), ``kind``,
-    ``description``, ``balance_after`` (ZNC), ``created_at``. Both bounds are inclusive.
-
-    A transfer has the account on one side only, so the two sides are added up without looking for duplicates.
-    That lets PostgreSQL merge two index scans and stop after a page, however long the history is; an OR over both
-    columns would collect and sort all of it.
-    """
-
-    def side(name: str, sign: int) -> QuerySet[Transfer, Any]:
-        rows = Transfer.objects.filter(**{f"{name}_account__user": user})
-        if kind is not None:
-            rows = rows.filter(kind=kind)
-        if created_after is not None:
-            rows = rows.filter(created_at__gte=created_after)
-        if created_before is not None:
-            rows = rows.filter(created_at__lte=created_before)
-        return rows.order_by().values(
-            "id",
-            "public_id",
-            "kind",
-            "description",
-            "created_at",
-            signed=F("amount") * sign,
-            balance_after=F(f"{name}_balance_after"),
-        )
-
-    return side("debit", -1).union(side("credit", 1), all=True).order_by("-id")
+) -> Transactions:
+    """Return the user's transactions, of one kind if given; both bounds in time are inclusive."""
+    filters: dict[str, Any] = {"kind": kind, "created_at__gte": created_after, "created_at__lte": created_before}
+    return Transactions(
+        Account.objects.filter(user=user).first(),
+        {name: value for name, value in filters.items() if value is not None},
+    )

@@ -47,7 +47,7 @@ class TransactionsView(GenericAPIView[Any]):
             created_after=filters.validated_data.get("created_after"),
             created_before=filters.validated_data.get("created_before"),
         )
-        page = self.paginate_queryset(transactions)
+        page = self.paginate_queryset(transactions)  # type: ignore[arg-type]
         return self.get_paginated_response(TransactionSerializer(page, many=True).data)
 
 

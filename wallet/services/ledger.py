@@ -68,7 +68,8 @@ def transfer(
         raise
     for given, account in ((debit_account, payer), (credit_account, payee)):
         if not account.is_system:
-            account.save(update_fields=["balance", "owed"])
+            account.postings += 1
+            account.save(update_fields=["balance", "owed", "postings"])
             given.balance, given.owed = account.balance, account.owed
     return posted
 
