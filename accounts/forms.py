@@ -62,7 +62,16 @@ class NewUserForm(_CheckedUserForm, BaseUserCreationForm[User]):
 class UserForm(_CheckedUserForm):
     class Meta:
         model = User
-        fields = ("email", "username", "full_name", "language", "is_staff", "is_superuser", "groups", "user_permissions")
+        fields = (
+            "email",
+            "username",
+            "full_name",
+            "language",
+            "is_staff",
+            "is_superuser",
+            "groups",
+            "user_permissions",
+        )
 
 
 class PasswordForm(AdminPasswordChangeForm):
@@ -72,9 +81,7 @@ class PasswordForm(AdminPasswordChangeForm):
     actor: User
 
     def save(self, commit: bool = True) -> User:
-        self.user = services.change_password(
-            user=self.user, password=self.cleaned_data["password1"], actor=self.actor
-        )
+        self.user = services.change_password(user=self.user, password=self.cleaned_data["password1"], actor=self.actor)
         return self.user
 
 

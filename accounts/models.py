@@ -57,7 +57,9 @@ class User(AbstractBaseUser, PermissionsMixin):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     email = models.EmailField(_("e-mail address"), max_length=254, unique=True)
     username = models.CharField(_("username"), max_length=50, validators=[MinLengthValidator(3), validate_visible])
-    full_name = models.CharField(_("full name"), max_length=150, blank=True, default="", validators=[validate_visible_text])
+    full_name = models.CharField(
+        _("full name"), max_length=150, blank=True, default="", validators=[validate_visible_text]
+    )
     language = models.CharField(
         _("language"), max_length=5, default="en", choices=[("en", _("English")), ("ru", _("Russian"))]
     )

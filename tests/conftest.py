@@ -8,7 +8,8 @@ import pytest
 from django.conf import settings
 
 from tests.database import django_db_setup  # noqa: F401 - a fixture, for every test
-from zenzefi.lib import redis
+from tests.database import django_db_setup  # noqa: F401 - a fixture, for every test
+from zenzefi.lib import redis as redis_client
 from zenzefi.runtime import servers
 from zenzefi.runtime.embedded import Lease
 
@@ -32,10 +33,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _empty_redis() -> None:
-    """Forget counters and caches of the test before; other suites and workers have other prefixes."""
-    client = redis.client()
-    if keys := list(client.scan_iter(f"{settings.REDIS_PREFIX}*", count=1000)):
+def _no_keys_of_another_test() -> None:
+    """Rate limits and caches of one test must not reach the next; only this worker's keys go."""
+    client = redis_client.client()
+    if keys := list(client.scan_iter(match=f"{settings.REDIS_PREFIX}*", count=1000)):
         client.delete(*keys)
 
 

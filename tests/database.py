@@ -15,6 +15,7 @@ from django.db.models.signals import post_migrate
 #: Data migrations, in their order, each with the model it fills.
 REFERENCE_DATA = [
     ("wallet.migrations.0002_system_accounts", "wallet.Account"),
+    ("wallet.migrations.0004_currencies", "wallet.Currency"),
     ("tokens.migrations.0002_prices_and_scopes", "tokens.Scope"),
     ("bundles.migrations.0002_first_bundles", "bundles.Bundle"),
 ]

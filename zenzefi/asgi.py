@@ -5,10 +5,56 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from typing import Any
 
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "zenzefi.settings.base")
 
-application = get_asgi_application()
+control_plane = get_asgi_application()
+
+# Django must be set up before anything that touches its settings or models is imported.
+from proxy.gateway import Gateway  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+gateway = Gateway()
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    await dispatch(gateway, scope, receive, send)
+
+
+async def dispatch(gateway: Gateway, scope: Any, receive: Any, send: Any) -> None:
+    """Send one connection to the plane it is for."""
+    kind = scope["type"]
+    if kind == "lifespan":
+        await _lifespan(gateway, receive, send)
+        return
+    path: str = scope["path"]
+    if path.startswith("/api/v1/proxy/") or path == "/api/v1/proxy":
+        await gateway(scope, receive, send)
+    elif kind == "http":
+        await control_plane(scope, receive, send)
+    else:
+        # No WebSocket lives outside the gateway; closing before accepting answers 403.
+        await receive()
+        await send({"type": "websocket.close", "code": 1000})
+
+
+async def _lifespan(gateway: Gateway, receive: Any, send: Any) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            # A neighbour that is away is met again later; only a broken configuration keeps a worker from serving.
+            await gateway.start()
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            try:
+                await gateway.stop()
+            except Exception:
+                logger.exception("The gateway did not stop cleanly")
+            await send({"type": "lifespan.shutdown.complete"})
+            return

@@ -13,14 +13,14 @@ from django.db import DatabaseError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
-from django.templatetags.static import static
 from django.utils import timezone, translation
 from django.utils.cache import patch_cache_control, patch_vary_headers
+from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.renderers import OpenApiJsonRenderer, OpenApiYamlRenderer
 from drf_spectacular.utils import OpenApiResponse, extend_schema
-from prometheus_client import CollectorRegistry
 from prometheus_client import REGISTRY as PROCESS_REGISTRY
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -60,13 +60,13 @@ _DOCS_POLICY = (
 def read_only(view: View) -> View:
     """Answer 405 to anything but GET and HEAD, in the API's own error form."""
 
+    # Exempt: nothing here changes anything, and a POST should get its 405.
+    @csrf_exempt
     @wraps(view)
     def guarded(request: HttpRequest) -> HttpResponseBase:
         if request.method not in {"GET", "HEAD"}:
             detail = translation.gettext("Method not allowed.")
-            return JsonResponse(
-                error_body(detail, "method_not_allowed"), status=405, headers={"Allow": "GET, HEAD"}
-            )
+            return JsonResponse(error_body(detail, "method_not_allowed"), status=405, headers={"Allow": "GET, HEAD"})
         return view(request)
 
     return guarded
@@ -160,6 +160,7 @@ class HealthView(_HealthView):
     @extend_schema(
         operation_id="health",
         summary="Health",
+        tags=["Health"],
         responses={200: HealthSerializer, 503: OpenApiResponse(HealthSerializer, "Nothing can be served.")},
     )
     def get(self, request: Request) -> Response:
@@ -170,7 +171,7 @@ class HealthView(_HealthView):
 class LiveView(_HealthView):
     """Looks at nothing but this process."""
 
-    @extend_schema(operation_id="health_live", summary="Liveness", responses=ProbeSerializer)
+    @extend_schema(operation_id="health_live", summary="Liveness", tags=["Health"], responses=ProbeSerializer)
     def get(self, request: Request) -> Response:
         return self.answer({"status": "alive"}, 200)
 
@@ -181,6 +182,7 @@ class ReadyView(_HealthView):
     @extend_schema(
         operation_id="health_ready",
         summary="Readiness",
+        tags=["Health"],
         responses={200: ProbeSerializer, 503: OpenApiResponse(ProbeSerializer, "Starting, draining, or nothing left.")},
     )
     def get(self, request: Request) -> Response:
@@ -199,6 +201,7 @@ class DetailedHealthView(_HealthView):
     @extend_schema(
         operation_id="health_detailed",
         summary="Health of each part",
+        tags=["Health"],
         auth=[{}],
         responses={200: DetailedHealthSerializer, 503: DetailedHealthSerializer},
     )
@@ -289,8 +292,7 @@ def schema(request: HttpRequest) -> HttpResponse:
 
 
 def _documentation(request: HttpRequest, template: str) -> HttpResponse:
-    context = {"title": settings.SPECTACULAR_SETTINGS["TITLE"], "sidecar": static("drf_spectacular_sidecar/")}
-    response = render(request, template, context)
+    response = render(request, template, {"title": settings.SPECTACULAR_SETTINGS["TITLE"]})
     response["Content-Security-Policy"] = _DOCS_POLICY
     return response
 

@@ -9,7 +9,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.db import connections
 
-from accounts.services import registration, register_user, storing
+from accounts.services import register_user, registration, storing
 from accounts.signals import user_registered
 from notifications.models import OutboxEvent
 from tests.api import Api

@@ -1,21 +1,13 @@
-<<<<<<< HEAD
-"""Serializer fields that take JSON at its word."""
-
-from __future__ import annotations
-
-=======
-"""Serializer fields that DRF's own are too lenient for."""
+"""Serializer fields that take JSON at its word where DRF's own are lenient."""
 
 from __future__ import annotations
 
 import re
->>>>>>> main
 from typing import Any
 
 from rest_framework import serializers
 
 
-<<<<<<< HEAD
 class StringField(serializers.CharField):
     """A JSON string and nothing else: DRF would turn the number 12345678 into a password."""
 
@@ -27,7 +19,8 @@ class StringField(serializers.CharField):
 
 class EmailField(StringField):
     """An e-mail address, documented as one; whether it is well formed the model decides."""
-=======
+
+
 class WholeNumberField(serializers.IntegerField):
     """A whole number: a JSON integer or a string of ASCII digits. Refuses booleans, fractions, exponents and signs."""
 
@@ -38,4 +31,3 @@ class WholeNumberField(serializers.IntegerField):
         if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
             self.fail("invalid")
         return super().to_internal_value(text)
->>>>>>> main

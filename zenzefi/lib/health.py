@@ -65,9 +65,10 @@ class Result:
 class CheckFailed(Exception):
     """The neighbour does not serve; the text may be shown to anyone, ``cause`` to operators."""
 
-    def __init__(self, error: str, cause: object = "") -> None:
+    def __init__(self, error: str, cause: object = "", *, urls: tuple[str, ...] = ()) -> None:
         super().__init__(error)
         self.cause = str(cause)
+        self.urls = urls
 
 
 Check = Callable[[], Outcome]
@@ -114,7 +115,7 @@ class _Probe:
         try:
             outcome = self.check()
         except CheckFailed as failed:
-            outcome = Outcome("unhealthy", str(failed), failed.cause)
+            outcome = Outcome("unhealthy", str(failed), failed.cause, failed.urls)
         except Exception as exc:
             outcome = Outcome("unhealthy", "The check failed.", f"{type(exc).__name__}: {exc}")
         finished = time.monotonic()
@@ -188,13 +189,13 @@ def check_database() -> Outcome:
     parameters = connections["default"].get_connection_params()
     # libpq and psycopg know no connect timeout below two seconds; the report does not wait for it longer than that.
     parameters.update(connect_timeout=2, tcp_user_timeout=4000)
-    host = str(parameters.get("host") or "local socket")
+    urls = (f"postgresql://{parameters.get('host') or 'local socket'}/{parameters.get('dbname', '')}",)
     try:
         with psycopg.connect(**parameters, autocommit=True) as connection:
             connection.execute("SELECT 1")
     except psycopg.Error as exc:
-        raise CheckFailed("PostgreSQL does not answer.", exc) from None
-    return Outcome(urls=(f"postgresql://{host}/{parameters.get('dbname', '')}",))
+        raise CheckFailed("PostgreSQL does not answer.", exc, urls=urls) from None
+    return Outcome(urls=urls)
 
 
 def _bounded_redis() -> redis.Redis:
@@ -205,12 +206,14 @@ def _bounded_redis() -> redis.Redis:
 
 
 def check_redis() -> Outcome:
+    """Ask Redis for an answer, over a connection of its own and without retries."""
+    urls = (without_password(settings.REDIS_URL),)
     try:
         with _bounded_redis() as client:
             client.ping()
     except redis.RedisError as exc:
-        raise CheckFailed("Redis does not answer.", exc) from None
-    return Outcome(urls=(without_password(settings.REDIS_URL),))
+        raise CheckFailed("Redis does not answer.", exc, urls=urls) from None
+    return Outcome(urls=urls)
 
 
 def check_zenzefi() -> Outcome:

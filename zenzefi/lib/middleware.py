@@ -16,7 +16,7 @@ from zenzefi.lib.network import is_trusted_peer
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 _WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._~-]{8,128}")
-_FORWARDING = ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_FORWARDED")
+_FORWARDING = {"HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST", "HTTP_FORWARDED"}
 
 
 def choose_request_id(offered: str | None) -> str:
@@ -36,7 +36,9 @@ class RequestIDMiddleware:
         token = request_id.set(choose_request_id(request.META.get("HTTP_X_REQUEST_ID")))
         if not is_trusted_peer(request.META.get("REMOTE_ADDR", "")):
             # Dropped, but not forgotten: behind a proxy nobody configured, a loopback peer is not a local caller.
-            request.META["zenzefi.forwarded"] = any([request.META.pop(name, None) for name in _FORWARDING])
+            request.META["zenzefi.forwarded"] = bool(_FORWARDING & request.META.keys())
+            for name in _FORWARDING:
+                request.META.pop(name, None)
         try:
             response = self.get_response(request)
             response["X-Request-ID"] = request_id.get()

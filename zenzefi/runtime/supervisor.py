@@ -83,6 +83,7 @@ class Supervisor:
         metrics = self._empty_directory("prometheus")
         settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)
         self.children = self._plan(environ, metrics, demo)
+        self.terminal.say(f"Starting {', '.join(child.role for child in self.children)}")
         for child in self.children:
             self._start(child)
         self._await_health()
@@ -119,7 +120,7 @@ class Supervisor:
                 settings.HOST, settings.PORT, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
         except OSError as error:
-            raise StartError(f"HOST {settings.HOST!r} is no address of this machine: {error.strerror}.") from None
+            raise StartError(f"HOST {settings.HOST!r} cannot be resolved: {error.strerror}.") from None
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -290,26 +291,24 @@ class Supervisor:
         # Ours as well as gunicorn's: connections are refused now, not left in a queue nobody serves.
         if self.listener is not None:
             self.listener.close()
-        # beat with worker: what it would still send waits in Redis for the next start.
-        for roles in (("web",), ("worker",), ("beat",), ("upstream",)):
-            self._stop([by_role[role] for role in roles if role in by_role])
+        for role in ("web", "worker", "beat", "upstream"):
+            if role in by_role:
+                self._stop(by_role[role])
         if self.lease is not None:
             self.lease.release()
         if self.lock.held:
             self._remove_lock()
         self.terminal.flush()
 
-    def _stop(self, children: list[Child]) -> None:
-        for child in children:
-            child.terminate()
-        deadline = time.monotonic() + max((child.stop_seconds for child in children), default=0)
-        while any(child.process is not None and child.ended() is None for child in children):
+    def _stop(self, child: Child) -> None:
+        child.terminate()
+        deadline = time.monotonic() + child.stop_seconds
+        while child.process is not None and child.ended() is None:
             if time.monotonic() > deadline or self.hurry:
                 break
             self._pass_output(0.05)
-        for child in children:
-            self._drop(child)
-            child.close()
+        self._drop(child)
+        child.close()
 
     def _remove_lock(self) -> None:
         """Remove our file, and the directory unless another command still uses the servers beside us."""

@@ -17,6 +17,7 @@ import psycopg.conninfo
 from django.utils.translation import gettext_lazy as _
 
 from zenzefi.runtime import embedded
+from zenzefi.settings import openapi
 from zenzefi.settings.env import BASE_DIR, ConfigurationError, Environment
 
 # Lets classes name their model, ModelAdmin[User], as the types do; must run before any app is imported.
@@ -329,7 +330,8 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Zenzefi Proxy Platform",
-    "DESCRIPTION": "Prepaid, time-limited access to a Zenzefi server through a streaming gateway.",
+    "DESCRIPTION": openapi.DESCRIPTION,
+    "TAGS": openapi.TAGS,
     "VERSION": "1.0.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
@@ -350,7 +352,7 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "/static/"
 STATIC_ROOT = VAR_DIR / "static"
-STATICFILES_DIRS: list[Path] = []
+STATICFILES_DIRS = [BASE_DIR / "zenzefi" / "static"]
 WHITENOISE_USE_FINDERS = True
 
 # --- Security
@@ -361,7 +363,7 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Lax"
 CORS_ALLOW_CREDENTIALS = True
-CORS_URLS_REGEX = r"^/api/.*$"
+CORS_URLS_REGEX = r"^/(api/|health(/|$))"
 CORS_EXPOSE_HEADERS = [
     "RateLimit",
     "RateLimit-Policy",
@@ -397,5 +399,10 @@ LOGGING: dict[str, Any] = {
         # A 4xx is the caller's affair and is in the access log; Django would warn for each.
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
+        # One line a task, twice, and one a probe: said only when something is wrong.
+        "celery.beat": {"level": "WARNING"},
+        "celery.worker.strategy": {"level": "WARNING"},
+        "celery.app.trace": {"level": "WARNING"},
+        "httpx": {"level": "WARNING"},
     },
 }

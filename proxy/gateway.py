@@ -1,0 +1,720 @@
+"""The data plane: a pure ASGI application that admits, relays, limits and meters requests to the Zenzefi servers.
+
+One request: read the head, decide in one round trip (:mod:`proxy.validation`), connect, send head and body as they
+come, start the token's clock when the answer begins, relay the answer as it comes, count what passed. Nothing
+is buffered whole in either direction, and nothing is asked of the client before it is admitted: the first
+``receive()`` is what sends ``100 Continue``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import monotonic, time
+from typing import Any
+
+import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.http_writer import StreamWriter
+from aiohttp.streams import StreamReader
+from django.conf import settings
+
+from proxy import answers, keys, metering, selectors, upstream
+from proxy.cors import Cors
+from proxy.database import Database, DatabaseAway
+from proxy.exceptions import MalformedRequest, Refused
+from proxy.headers import (
+    Forwarding,
+    Incoming,
+    Outgoing,
+    Rewriter,
+    is_device_id,
+    is_request_id,
+    read_answer,
+    read_request,
+)
+from proxy.metering import Meter
+from proxy.metrics import Metrics
+from proxy.redis_link import RedisAway, RedisLink
+from proxy.scopes import ScopeTable
+from proxy.streams import CLIENT_GONE, IDLE, STREAMING, TICK, UPLOADING, WAITING, Exchange, Registry
+from proxy.validation import (
+    DEVICE_MALFORMED,
+    DEVICE_MISSING,
+    DEVICE_OK,
+    SCRIPTS,
+    Decision,
+    Outcome,
+    ValidationAway,
+    Validator,
+    moment,
+)
+from proxy.websocket import relay_websocket
+from tokens import secrets
+
+logger = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+PREFIX = b"/api/v1/proxy"
+#: Refused in any case: TRACE would show the upstream's view of the headers, CONNECT opens a tunnel.
+REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
+#: RFC 9110 §9.2.2. Only these may be sent again after a connection broke without an answer.
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+
+_REFUSALS = {
+    Outcome.UNKNOWN: "token_invalid",
+    Outcome.REVOKED: "token_revoked",
+    Outcome.EXPIRED: "token_expired",
+    Outcome.OWNER_DISABLED: "owner_disabled",
+    Outcome.DEVICE_MISSING: "device_missing",
+    Outcome.DEVICE_MALFORMED: "device_malformed",
+    Outcome.PATH_AMBIGUOUS: "path_ambiguous",
+    Outcome.SCOPE_FORBIDDEN: "scope_forbidden",
+    Outcome.DEVICE_CONFLICT: "device_conflict",
+    Outcome.RATE_LIMITED: "rate_limited",
+}
+_EMPTY_END = {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+class Gateway:
+    """One worker's gateway. ``start`` and ``stop`` belong to the lifespan; a request starts it if nobody did."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._starting: asyncio.Lock | None = None
+        #: Set while the worker is stopping; ``/health/ready`` reads it.
+        self.draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- life
+
+    async def start(self) -> None:
+        """Connect to the neighbours. A neighbour that is away does not keep the worker from starting."""
+        if self._started:
+            return
+        conf = settings.GATEWAY
+        timeout = settings.REDIS_TIMEOUT
+        self.draining = False
+        self.database = Database(threads=4, timeout=settings.DATABASE_TIMEOUT + 1, backlog=256)
+        self.link = RedisLink(settings.REDIS_URL, timeout=timeout, scripts=SCRIPTS)
+        self._changes = RedisLink(
+            settings.REDIS_URL, timeout=timeout, subscribe=keys.changes_channel(), on_message=self._on_change
+        )
+        self.registry = Registry()
+        self.validator = Validator(self.link, self.database)
+        self.meter = Meter(self.link, self.database, self.registry)
+        self.upstream = upstream.Upstream()
+        self.metrics = Metrics(self)
+        self._forwarding = Forwarding()
+        self._rewriter = Rewriter(settings.ZENZEFI_TARGET_URLS)
+        self.cors = Cors(settings.CORS_ALLOWED_ORIGINS)
+        policy = settings.RATE_LIMITS["proxy"]
+        self._policy_header = (b"ratelimit-policy", f'"proxy";q={policy.limit};w={policy.seconds}'.encode())
+        self._access_log = logging.getLogger("proxy.access") if conf.get("access_log") else None
+        self._table: ScopeTable | None = None
+        self._rules: list[tuple[str, str]] | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+        logging.getLogger("uvicorn.error").addFilter(_expected_hangups)
+        await asyncio.gather(self.link.start(), self._changes.start(), self._load_rules())
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._ticking(), name="gateway-tick"),
+            loop.create_task(self._every_second(), name="gateway-second"),
+            loop.create_task(self._refresh_rules(), name="gateway-rules"),
+        ]
+        self._started = True
+
+    async def stop(self) -> None:
+        """Cut what is still open and hand over every count. The server has waited for the grace period before."""
+        if not self._started:
+            return
+        self._started = False
+        self.draining = True
+        for exchange in self.registry:
+            exchange.interrupt("shutting_down")
+        await self.registry.wait_empty(2.0)
+        for task in [*self._tasks, *self._background]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
+        await self.meter.drain()
+        self.metrics.flush()
+        await asyncio.gather(self.link.stop(), self._changes.stop(), self.upstream.close())
+        self.database.stop()
+
+    async def ensure_started(self) -> None:
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            await self.start()
+
+    # --- background
+
+    async def _ticking(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self.link.check()
+            self._changes.check()
+            self.registry.tick()
+
+    async def _every_second(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                self.meter.add_running()
+                await self.meter.flush()
+                self.metrics.flush()
+                old = monotonic() - 0.9
+                for exchange in self.registry:
+                    if exchange.started < old and not exchange.ended:
+                        self.keep(loop.create_task(self._look_after(exchange)))
+            except Exception:
+                # This loop must outlive any surprise: without it nothing is metered or cut.
+                logger.exception("The gateway's housekeeping failed")
+
+    async def _look_after(self, exchange: Exchange) -> None:
+        """Keep an open exchange's device claim alive; cut the exchange if its token may not be used any more."""
+        try:
+            generation, taken = await self.validator.renew(exchange.digest, exchange.token_id, exchange.device)
+            if taken:
+                exchange.interrupt("device_conflict")
+            if generation != exchange.generation:
+                await self._recheck(exchange)
+                exchange.generation = generation
+        except (RedisAway, ValidationAway):
+            # Without Redis a stream is asked about in PostgreSQL, as far as the fallback's budget goes.
+            try:
+                await self._recheck(exchange)
+            except ValidationAway:
+                pass
+
+    async def _recheck(self, exchange: Exchange) -> None:
+        decision = await self.validator.decide(exchange.digest, b"", DEVICE_OK, b"", admit=False)
+        if decision.outcome != Outcome.OK:
+            exchange.interrupt(_REFUSALS[Outcome(decision.outcome)])
+        elif decision.expires:
+            exchange.expires = decision.expires
+
+    def _on_change(self, message: bytes) -> None:
+        text = message.decode("latin-1")
+        loop = asyncio.get_running_loop()
+        if text == keys.RULES_CHANGED:
+            tasks = [loop.create_task(self._load_rules())]
+        else:
+            tasks = [loop.create_task(self._look_after(exchange)) for exchange in self.registry.of_digest(text)]
+        for task in tasks:
+            self.keep(task)
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Hold on to a task that nobody awaits; the loop itself would not."""
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _load_rules(self) -> None:
+        try:
+            rules = await self.database.run(selectors.scope_rules)
+        except DatabaseAway as exc:
+            logger.warning("Path rules could not be read: %s", exc)
+            return
+        if rules != self._rules:
+            self._rules = rules
+            self._table = ScopeTable(rules)
+
+    async def _refresh_rules(self) -> None:
+        while True:
+            await asyncio.sleep(5.0 if self._table is not None else 0.5)
+            try:
+                await self._load_rules()
+            except Exception:
+                logger.exception("Path rules could not be read")
+
+    # --- requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._started:
+            await self.ensure_started()
+        if scope["type"] == "websocket":
+            await relay_websocket(self, scope, receive, send)
+        else:
+            await self._http(scope, receive, send)
+
+    def below_prefix(self, scope: Scope) -> bytes:
+        """Return the raw path below the public prefix, without its slash. Raises :class:`MalformedRequest`."""
+        raw = scope.get("raw_path") or scope["path"].encode("latin-1", "replace")
+        if raw.startswith(b"/api/v1/proxy/"):
+            return raw[14:]
+        if raw == PREFIX:
+            return b""
+        # "/api/v1/prox%79/": it decodes to ours, but the bytes would be matched and sent as something else.
+        raise MalformedRequest("the path's prefix is encoded")
+
+    async def admit(self, found: Incoming, below: bytes) -> tuple[str, Decision]:
+        """Return the token's digest and the decision that lets the request pass. Raises :class:`Refused`."""
+        digest = self.digest_of(found)
+        if found.device_seen == 1 and is_device_id(found.device):
+            device_state = DEVICE_OK
+        elif not found.device:
+            device_state = DEVICE_MISSING
+        else:
+            device_state = DEVICE_MALFORMED
+        table = self._table
+        open_scopes = b"" if table is None else table.scopes_of(below)
+        try:
+            decision = await self.validator.decide(digest, found.device, device_state, open_scopes)
+        except ValidationAway:
+            raise Refused("service_unavailable") from None
+        outcome = decision.outcome
+        if outcome == 0:
+            return digest, decision
+        if outcome == Outcome.SCOPE_FORBIDDEN and table is None:
+            # The rules were never read; that is our trouble, not the caller's.
+            raise Refused("service_unavailable")
+        if outcome == Outcome.RATE_LIMITED:
+            seconds = str(max(1, math.ceil(decision.reset_ms / 1000))).encode()
+            raise Refused("rate_limited", headers=(*self.limit_headers(decision), (b"retry-after", seconds)))
+        raise Refused(_REFUSALS[Outcome(outcome)])
+
+    def digest_of(self, found: Incoming) -> str:
+        """Return the token's digest, after looking at its shape alone. Raises :class:`Refused`."""
+        if not found.tokens:
+            raise Refused("token_missing")
+        token = found.token.decode("latin-1")
+        if found.tokens > 1 or not secrets.is_well_formed(token):
+            raise Refused("token_invalid" if token else "token_missing")
+        return secrets.digest(token)
+
+    def limit_headers(self, decision: Decision) -> tuple[tuple[bytes, bytes], ...]:
+        if decision.remaining < 0:
+            return ()
+        reset = max(1, math.ceil(decision.reset_ms / 1000))
+        return (self._policy_header, (b"ratelimit", b'"proxy";r=%d;t=%d' % (decision.remaining, reset)))
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = monotonic()
+        method: str = scope["method"]
+        request_id = b""
+        found: Incoming | None = None
+        digest = ""
+        code = ""
+        try:
+            try:
+                found = read_request(scope["headers"], scope["http_version"])
+                request_id = found.request_id if is_request_id(found.request_id) else uuid.uuid4().hex.encode()
+                below = self.below_prefix(scope)
+            except MalformedRequest as exc:
+                logger.info("Malformed request: %s", exc)
+                raise Refused("bad_request", headers=((b"connection", b"close"),)) from None
+            if method in REFUSED_METHODS:
+                raise Refused("method_not_allowed")
+            if (
+                found.origin
+                and method == "OPTIONS"
+                and (preflight := self.cors.preflight(found.origin, scope["headers"]))
+            ):
+                await send({"type": "http.response.start", "status": 200, "headers": preflight})
+                await send(_EMPTY_END)
+                code = "preflight"
+                return
+            if below in (b"status", b"status/"):
+                code = "status"
+                await self._status(method, found, request_id, send)
+                return
+            digest, decision = await self.admit(found, below)
+        except Refused as refusal:
+            code = refusal.code
+            await self.refuse(send, refusal, found, request_id or uuid.uuid4().hex.encode(), method)
+            return
+        finally:
+            if code:
+                self.metrics.refused(code)
+                if self._access_log is not None:
+                    self._log(scope, code, None, started, request_id)
+
+        task = asyncio.current_task()
+        assert task is not None
+        exchange = Exchange(digest, found.device, task, receive)
+        exchange.token_id = decision.token_id
+        exchange.user_id = decision.user_id
+        exchange.generation = decision.generation
+        exchange.expires = decision.expires
+        exchange.user_agent = found.user_agent
+        client = scope.get("client")
+        exchange.address, forwarding = self._forwarding.of(client[0] if client else "", scope["scheme"], found)
+        relay = _Relay(self, scope, receive, send, found, below, decision, exchange, forwarding, request_id)
+        self.registry.add(exchange)
+        outcome = "error"
+        try:
+            outcome = await relay.run()
+        finally:
+            exchange.end()
+            self.registry.discard(exchange)
+            self.meter.add(exchange)
+            self.metrics.relayed(outcome, exchange, relay.first_byte, started)
+            if self._access_log is not None:
+                self._log(scope, outcome, exchange, started, request_id)
+
+    async def refuse(
+        self, send: Send, refusal: Refused, found: Incoming | None, request_id: bytes, method: str
+    ) -> None:
+        """Send one of our own answers."""
+        language = found.accept_language if found is not None else b""
+        status, headers, body = answers.build(refusal.code, request_id, language)
+        headers.extend(refusal.headers)
+        if found is not None:
+            if found.expects_continue:
+                # The client may or may not send the body it announced; only closing leaves no doubt.
+                headers.append((b"connection", b"close"))
+            if found.origin:
+                headers.extend(self.cors.headers(found.origin))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _status(self, method: str, found: Incoming, request_id: bytes, send: Send) -> None:
+        """``GET /proxy/status``: about the token itself; claims nothing, counts nothing, starts nothing."""
+        if method not in ("GET", "HEAD"):
+            raise Refused("method_not_allowed")
+        digest = self.digest_of(found)
+        try:
+            decision = await self.validator.decide(digest, b"", DEVICE_OK, b"", admit=False)
+        except ValidationAway:
+            raise Refused("service_unavailable") from None
+        if decision.outcome != Outcome.OK:
+            raise Refused(_REFUSALS[Outcome(decision.outcome)])
+        usage = await metering.live_usage(self.link, decision.token_id)
+        expires = decision.expires
+        body = json.dumps(
+            {
+                "connected": True,
+                "user_id": decision.user_id.decode(),
+                "token_id": decision.token_id.decode(),
+                "is_activated": bool(decision.activated),
+                "status": "active" if decision.activated else "ready",
+                "activated_at": _iso(decision.activated),
+                "expires_at": _iso(expires),
+                "duration_hours": decision.duration // 3_600_000,
+                "time_remaining_seconds": max(0, int((expires - time() * 1000) // 1000)) if expires else None,
+                "scope": decision.scope.decode(),
+                "usage": usage,
+            }
+        ).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            (b"x-request-id", request_id),
+        ]
+        if found.origin:
+            headers.extend(self.cors.headers(found.origin))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body, "more_body": False})
+
+    def _log(self, scope: Scope, outcome: str, exchange: Exchange | None, started: float, request_id: bytes) -> None:
+        assert self._access_log is not None
+        self._access_log.info(
+            "%s %s",
+            scope.get("method", "WEBSOCKET"),
+            outcome,
+            extra={
+                "request_id": request_id.decode("latin-1"),
+                "token_id": exchange.token_id.decode() if exchange else "",
+                "address": exchange.address if exchange else "",
+                "bytes_in": exchange.bytes_in if exchange else 0,
+                "bytes_out": exchange.bytes_out if exchange else 0,
+                "duration_ms": round((monotonic() - started) * 1000, 1),
+            },
+        )
+
+
+class _Relay:
+    """One admitted HTTP request on its way to a server and back."""
+
+    __slots__ = (
+        "below",
+        "connection",
+        "decision",
+        "exchange",
+        "first_byte",
+        "forwarding",
+        "found",
+        "gateway",
+        "head_sent",
+        "method",
+        "receive",
+        "request_id",
+        "scope",
+        "send",
+        "upload",
+        "upload_done",
+    )
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        found: Incoming,
+        below: bytes,
+        decision: Decision,
+        exchange: Exchange,
+        forwarding: bytes,
+        request_id: bytes,
+    ) -> None:
+        self.gateway = gateway
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.receive = receive
+        self.send = send
+        self.found = found
+        self.below = below
+        self.decision = decision
+        self.exchange = exchange
+        self.forwarding = forwarding
+        self.request_id = request_id
+        self.connection: Connection | None = None
+        self.upload: asyncio.Task[None] | None = None
+        self.upload_done = not found.has_body
+        self.head_sent = False
+        #: When the upstream's answer began, on the monotonic clock.
+        self.first_byte = 0.0
+        exchange.has_body = found.has_body
+
+    async def run(self) -> str:
+        """Relay, and return how it ended: a status class, a code of ours, or why it was cut."""
+        try:
+            return await self._relay()
+        except Refused as refusal:
+            return await self._answer(refusal)
+        except _BrokenOff:
+            return "broken_off"
+        except asyncio.CancelledError:
+            # Without a reason of ours it is the server, which cuts its tasks when its grace period is over.
+            reason = self.exchange.reason or "shutting_down"
+            self.exchange.task.uncancel()
+            if reason == CLIENT_GONE or self.head_sent:
+                return reason
+            return await self._answer(Refused("upstream_timeout" if reason == IDLE else reason))
+        finally:
+            if self.upload is not None:
+                self.upload.cancel()
+            connection, self.connection = self.connection, None
+            if connection is not None:
+                upstream.abandon(connection)
+
+    async def _answer(self, refusal: Refused) -> str:
+        """Answer by ourselves, unless the upstream's answer has begun: then only hanging up is honest."""
+        exchange = self.exchange
+        if not self.head_sent and exchange.reason != CLIENT_GONE:
+            exchange.finishing = True
+            await self.gateway.refuse(self.send, refusal, self.found, self.request_id, self.method)
+        return refusal.code
+
+    async def _relay(self) -> str:
+        exchange = self.exchange
+        gateway = self.gateway
+        if not gateway.upstream.targets:
+            raise Refused("upstream_missing")
+        message, payload = await self._reach_upstream()
+        self.first_byte = exchange.progress = monotonic()
+        exchange.phase = STREAMING
+        exchange.reached = True
+
+        decision = self.decision
+        if not decision.activated:
+            if not await gateway.validator.activate(exchange.digest, decision):
+                raise Refused("token_revoked")
+            exchange.expires = decision.expires
+
+        status: int = message.code
+        cors = gateway.cors.headers(self.found.origin) if self.found.origin else ()
+        answer = read_answer(message.raw_headers, gateway._rewriter, drop_cors=bool(cors))
+        exchange.is_event_stream = answer.is_event_stream
+        without_body = self.method == "HEAD" or status in (204, 304)
+        headers = self._framed(answer, status, chunked=message.chunked)
+        headers.append((b"x-request-id", self.request_id))
+        if decision.remaining >= 0:
+            headers.extend(gateway.limit_headers(decision))
+        headers.extend(cors)
+        if self.found.expects_continue and not self.upload_done and exchange.bytes_in == 0:
+            headers.append((b"connection", b"close"))
+
+        send = self.send
+        self.head_sent = True
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if without_body:
+            exchange.finishing = True
+            await send(_EMPTY_END)
+        else:
+            await self._stream(payload)
+        self._release()
+        return f"{status // 100}xx"
+
+    def _framed(self, answer: Outgoing, status: int, *, chunked: bool) -> list[tuple[bytes, bytes]]:
+        """Return the headers with the length where there is one to keep.
+
+        A body with a Content-Encoding goes out chunked: deployed clients decode it and cut the result at the
+        encoded length otherwise.
+        """
+        length = answer.length
+        known = length is not None and length.isdigit() and not chunked and status not in (204, 304)
+        if known and (self.method == "HEAD" or not answer.encoded):
+            answer.headers.append((b"content-length", length or b""))
+        return answer.headers
+
+    async def _reach_upstream(self) -> tuple[Any, StreamReader]:
+        """Connect, send, and return the answer's head and body. Raises :class:`Refused`."""
+        pool = self.gateway.upstream
+        retries = 1 if self.upload_done and self.method in IDEMPOTENT else 0
+        while True:
+            try:
+                target, connection = await pool.connect()
+            except upstream.UpstreamUnreachable as exc:
+                logger.warning("No upstream: %s", exc)
+                raise Refused("upstream_unreachable") from None
+            self.connection = connection
+            try:
+                protocol = upstream.begin(connection, self._head(target), without_body=self.method == "HEAD")
+                if not self.upload_done and self.upload is None:
+                    self.exchange.phase = UPLOADING
+                    writer = StreamWriter(protocol, asyncio.get_running_loop())
+                    if self.found.chunked:
+                        writer.enable_chunking()
+                    self.upload = asyncio.get_running_loop().create_task(self._upload(writer))
+                return await upstream.read_head(protocol)
+            except upstream.UpstreamInvalid as exc:
+                logger.warning("Upstream %s sent an invalid answer: %s", target.url, exc)
+                raise Refused("upstream_invalid") from None
+            except upstream.UpstreamBroke as exc:
+                upstream.abandon(connection)
+                self.connection = None
+                # Nobody has read the body yet when the pooled connection was found closed.
+                untouched = self.upload is None
+                if retries and untouched:
+                    retries -= 1
+                    continue
+                logger.warning("Upstream %s broke off before answering: %s", target.url, exc)
+                raise Refused("upstream_unreachable") from None
+
+    def _head(self, target: upstream.Target) -> bytes:
+        """Return the request's head as it goes out: the client's own bytes, our identity, our framing."""
+        found, scope, decision = self.found, self.scope, self.decision
+        query: bytes = scope["query_string"]
+        if found.chunked:
+            framing = b"transfer-encoding: chunked\r\n\r\n"
+        elif found.length is not None:
+            framing = b"content-length: %d\r\n\r\n" % found.length
+        else:
+            framing = b"\r\n"
+        return b"".join(
+            [
+                self.method.encode("ascii"),
+                b" ",
+                target.base,
+                b"/",
+                self.below,
+                b"?" + query if query else b"",
+                b" HTTP/1.1\r\nhost: ",
+                target.host,
+                b"\r\n",
+                *found.lines,
+                self.forwarding,
+                b"x-request-id: ",
+                self.request_id,
+                b"\r\nx-user-id: ",
+                decision.user_id,
+                b"\r\nx-token-id: ",
+                decision.token_id,
+                b"\r\n",
+                framing,
+            ]
+        )
+
+    async def _upload(self, writer: StreamWriter) -> None:
+        """Pass the body on as it comes, then notice the client's leaving."""
+        exchange = self.exchange
+        try:
+            while True:
+                exchange.awaiting_client = True
+                message = await self.receive()
+                exchange.awaiting_client = False
+                if message["type"] == "http.disconnect":
+                    exchange.interrupt(CLIENT_GONE)
+                    return
+                exchange.progress = monotonic()
+                if body := message["body"]:
+                    await writer.write(body)
+                    exchange.bytes_in += len(body)
+                if not message["more_body"]:
+                    break
+            await writer.write_eof()
+            self.upload_done = True
+        except (OSError, aiohttp.ClientError):
+            # The server stopped reading. Its answer, if any, is on its way; the reader finds out.
+            pass
+        if exchange.phase == UPLOADING:
+            exchange.phase = WAITING
+            exchange.progress = monotonic()
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        if not exchange.finishing:
+            exchange.interrupt(CLIENT_GONE)
+
+    async def _stream(self, payload: StreamReader) -> None:
+        """Relay the answer's body as it comes.
+
+        Raises :class:`_BrokenOff`. Returning without the last chunk then makes the server hang up, which is what
+        tells the client that the answer is not whole.
+        """
+        exchange, send = self.exchange, self.send
+        first = True
+        while True:
+            try:
+                chunk = await payload.readany()
+            except (aiohttp.ClientError, OSError) as exc:
+                logger.warning("The upstream broke off in the middle of an answer: %s", exc)
+                raise _BrokenOff from None
+            exchange.progress = monotonic()
+            more = not payload.at_eof()
+            if not more:
+                # From here on the server's http.disconnect means the end of the exchange as well.
+                exchange.finishing = True
+            elif first:
+                first = False
+                if not exchange.has_body:
+                    exchange.watch()
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+            exchange.bytes_out += len(chunk)
+            exchange.progress = monotonic()
+            if not more:
+                return
+
+    def _release(self) -> None:
+        """Give the connection back for the next request, if request and answer are both complete."""
+        connection, self.connection = self.connection, None
+        assert connection is not None
+        if self.upload_done:
+            connection.release()
+        else:
+            upstream.abandon(connection)
+
+
+def _expected_hangups(record: logging.LogRecord) -> bool:
+    """Drop the server's complaint about an answer that we cut on purpose; the reason is in our own log."""
+    return record.msg != "ASGI callable returned without completing response."
+
+
+class _BrokenOff(Exception):
+    """The upstream ended in the middle of an answer."""
+
+
+def _iso(milliseconds: int) -> str | None:
+    if not milliseconds:
+        return None
+    return moment(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,504 @@
+"""Header hygiene both ways: what may pass, what is ours alone, and how the framing was declared.
+
+RFC 9110 §7.6 (what a gateway must drop and add), RFC 9112 §6 (framing), RFC 7239 (Forwarded). Servers are
+lenient about framing; what two of them read differently is how requests are smuggled, so the declared framing is
+checked here and the upstream's is built anew, never copied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import jwt
+from django.conf import settings
+
+from proxy.exceptions import MalformedRequest
+from zenzefi.lib.network import is_trusted_peer, resolve_client_address
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+#: How we appear in ``Via``.
+PSEUDONYM = b"zenzefi-proxy"
+#: Where clients see the upstream.
+PUBLIC_PREFIX = "/api/v1/proxy"
+
+(
+    _PASS,
+    _DROP,
+    _BAD,
+    _TOKEN,
+    _DEVICE,
+    _CONNECTION,
+    _LENGTH,
+    _CODING,
+    _HOST,
+    _EXPECT,
+    _COOKIE,
+    _AUTHORIZATION,
+    _VIA,
+    _FORWARDED_FOR,
+    _FORWARDED_PROTO,
+    _FORWARDED_HOST,
+    _FORWARDED,
+    _REQUEST_ID,
+    _LANGUAGE,
+    _AGENT,
+    _ORIGIN,
+) = range(21)
+
+_SPECIAL = {
+    b"x-access-token": _TOKEN,
+    b"x-device-id": _DEVICE,
+    b"connection": _CONNECTION,
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _CODING,
+    b"host": _HOST,
+    # The 100 is sent by us, when the body is asked for.
+    b"expect": _EXPECT,
+    b"cookie": _COOKIE,
+    b"authorization": _AUTHORIZATION,
+    b"via": _VIA,
+    b"x-forwarded-for": _FORWARDED_FOR,
+    b"x-forwarded-proto": _FORWARDED_PROTO,
+    b"x-forwarded-host": _FORWARDED_HOST,
+    b"forwarded": _FORWARDED,
+    b"x-request-id": _REQUEST_ID,
+    b"accept-language": _LANGUAGE,
+    b"user-agent": _AGENT,
+    b"origin": _ORIGIN,
+}
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-authentication-info",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+# Ours to say, nobody else's.
+_OURS_UPSTREAM = frozenset({b"x-user-id", b"x-token-id", b"x-real-ip", b"x-client-ip", b"true-client-ip"})
+_TOKEN_CHARS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_DEVICE_ID = re.compile(rb"[\x21-\x7e]{8,255}")
+_HOST_VALUE = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+_ID = re.compile(rb"[A-Za-z0-9._~-]{8,128}")
+_PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
+
+_kinds: dict[bytes, int] = dict(_SPECIAL)
+
+
+def _classify(name: bytes) -> int:
+    """Return what to do with a request header, remembered for the next request that has it."""
+    if not _TOKEN_CHARS.fullmatch(name):
+        return _BAD
+    # Many servers read X_User_Id and X-User-Id as one; an underscore form of ours must not stand beside it.
+    plain = name.lower().replace(b"_", b"-")
+    ours = plain in _SPECIAL or plain in _OURS_UPSTREAM or plain.startswith((b"x-forwarded-", b"x-original-"))
+    kind = _SPECIAL.get(name, _DROP) if ours or plain in _HOP_BY_HOP else _PASS
+    # Bounded: names are the caller's choice.
+    if len(_kinds) < 2048:
+        _kinds[name] = kind
+    return kind
+
+
+class Incoming:
+    """A request's head as the gateway needs it, read in one pass."""
+
+    __slots__ = (
+        "accept_language",
+        "authorization",
+        "chunked",
+        "codings",
+        "connection",
+        "device",
+        "device_seen",
+        "expects_continue",
+        "forwarded",
+        "forwarded_for",
+        "forwarded_host",
+        "forwarded_proto",
+        "host",
+        "hosts",
+        "length",
+        "lengths",
+        "lines",
+        "origin",
+        "request_id",
+        "token",
+        "tokens",
+        "user_agent",
+        "via",
+    )
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.token = self.device = self.host = self.connection = self.via = b""
+        self.forwarded_for = self.forwarded_proto = self.forwarded_host = self.forwarded = b""
+        self.request_id = self.accept_language = self.user_agent = self.origin = b""
+        self.tokens = self.device_seen = self.hosts = self.lengths = self.codings = 0
+        self.length: int | None = None
+        self.chunked = self.expects_continue = False
+
+    @property
+    def has_body(self) -> bool:
+        return self.chunked or bool(self.length)
+
+
+def read_request(headers: RawHeaders, http_version: str) -> Incoming:
+    """Read a request's header section, keeping the lines that may reach the upstream.
+
+    Raises :class:`~proxy.exceptions.MalformedRequest` for a section that two servers could read differently.
+    """
+    found = Incoming()
+    lines = found.lines
+    kinds = _kinds
+    bad = _BAD_VALUE.search
+    for name, value in headers:
+        kind = kinds.get(name)
+        if kind is None:
+            kind = _classify(name)
+        if bad(value):
+            raise MalformedRequest("control character in a header")
+        if kind == _PASS:
+            lines.append(b"%b: %b\r\n" % (name, value))
+        elif kind == _AGENT:
+            found.user_agent = value
+            lines.append(b"user-agent: %b\r\n" % value)
+        elif kind == _HOST:
+            found.host = value
+            found.hosts += 1
+        elif kind == _TOKEN:
+            found.token = value
+            found.tokens += 1
+        elif kind == _DEVICE:
+            found.device = value
+            found.device_seen += 1
+        elif kind == _LANGUAGE:
+            found.accept_language = value
+            lines.append(b"accept-language: %b\r\n" % value)
+        elif kind == _CONNECTION:
+            found.connection = found.connection + b"," + value if found.connection else value
+        elif kind == _LENGTH:
+            found.lengths += 1
+            if not value.isdigit() or len(value) > 18:
+                raise MalformedRequest("Content-Length is not a number")
+            found.length = int(value)
+        elif kind == _CODING:
+            found.codings += 1
+            if value.lower() != b"chunked":
+                raise MalformedRequest("Transfer-Encoding is not chunked")
+            found.chunked = True
+        elif kind == _EXPECT:
+            if value.lower() == b"100-continue":
+                found.expects_continue = True
+        elif kind == _COOKIE:
+            if value := _without_our_cookies(value):
+                lines.append(b"cookie: %b\r\n" % value)
+        elif kind == _AUTHORIZATION:
+            if not _is_our_authorization(value):
+                lines.append(b"authorization: %b\r\n" % value)
+        elif kind == _VIA:
+            found.via = found.via + b", " + value if found.via else value
+        elif kind == _FORWARDED_FOR:
+            found.forwarded_for = found.forwarded_for + b", " + value if found.forwarded_for else value
+        elif kind == _FORWARDED_PROTO:
+            found.forwarded_proto = value
+        elif kind == _FORWARDED_HOST:
+            found.forwarded_host = value
+        elif kind == _FORWARDED:
+            found.forwarded = found.forwarded + b", " + value if found.forwarded else value
+        elif kind == _REQUEST_ID:
+            found.request_id = value
+        elif kind == _ORIGIN:
+            found.origin = value
+            lines.append(b"origin: %b\r\n" % value)
+        elif kind == _BAD:
+            raise MalformedRequest("a header name is not a token")
+    if found.lengths + found.codings > 1:
+        raise MalformedRequest("the length of the body is declared more than once")
+    if found.hosts != 1 and (found.hosts > 1 or http_version != "1.0"):
+        raise MalformedRequest("exactly one Host is needed")
+    if not _HOST_VALUE.fullmatch(found.host):
+        raise MalformedRequest("Host is not a host")
+    if found.chunked and http_version == "1.0":
+        raise MalformedRequest("HTTP/1.0 has no Transfer-Encoding")
+    if found.connection and found.connection not in _PLAIN_CONNECTION:
+        _drop_named_in_connection(found)
+    return found
+
+
+def _drop_named_in_connection(found: Incoming) -> None:
+    """RFC 9110 §7.6.1: a header that Connection names is for this hop only."""
+    named = {option.strip().lower() for option in found.connection.split(b",")}
+    named -= {b"close", b"keep-alive", b"upgrade", b"te", b""}
+    if named:
+        found.lines[:] = [line for line in found.lines if line.partition(b":")[0].lower() not in named]
+
+
+def is_device_id(value: bytes) -> bool:
+    """Whether the value is 8-255 visible ASCII characters."""
+    return _DEVICE_ID.fullmatch(value) is not None
+
+
+def is_request_id(value: bytes) -> bool:
+    """Whether a caller's ``X-Request-ID`` may be kept: 8-128 unreserved characters."""
+    return _ID.fullmatch(value) is not None
+
+
+def _without_our_cookies(value: bytes) -> bytes:
+    """Return a Cookie header without the control plane's own cookies, which the upstream must not see."""
+    ours = (settings.SESSION_COOKIE_NAME.encode(), settings.CSRF_COOKIE_NAME.encode(), b"messages")
+    if not any(name in value for name in ours):
+        return value
+    pairs = [pair.strip() for pair in value.split(b";")]
+    return b"; ".join(pair for pair in pairs if pair and pair.partition(b"=")[0].strip() not in ours)
+
+
+def _is_our_authorization(value: bytes) -> bool:
+    """Whether the credentials are the control plane's: an API key, or a bearer token that we signed."""
+    scheme, _, credentials = value.partition(b" ")
+    scheme = scheme.lower()
+    if scheme == b"api-key":
+        return True
+    if scheme != b"bearer" or credentials.count(b".") != 2:
+        return False
+    try:
+        # Only the signature matters: an expired token of ours is still nobody else's business.
+        jwt.api_jws.decode(credentials.strip(), settings.SECRET_KEY, algorithms=["HS256", "HS384", "HS512"])
+    except jwt.PyJWTError:
+        return False
+    return True
+
+
+# --- what we tell the upstream
+
+
+class Forwarding:
+    """The lines that tell the upstream who asked, kept for the callers and hosts seen last."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, bytes, str], tuple[str, bytes]] = {}
+
+    def of(self, peer: str, scheme: str, found: Incoming) -> tuple[str, bytes]:
+        """Return the caller's address (empty when unknown) and the header lines.
+
+        What the request says of itself counts only when its peer is a configured proxy.
+        """
+        if not settings.TRUSTED_PROXIES or not is_trusted_peer(peer):
+            if found.via:
+                address, lines = self._remember(peer, scheme, found.host)
+                return address, lines + b"via: %b, 1.1 %b\r\n" % (found.via, PSEUDONYM)
+            address, lines = self._remember(peer, scheme, found.host)
+            return address, lines + b"via: 1.1 %b\r\n" % PSEUDONYM
+        address = resolve_client_address(peer, found.forwarded_for.decode("latin-1"))
+        proto = found.forwarded_proto.lower() if found.forwarded_proto.lower() in (b"http", b"https") else b""
+        proto = proto or scheme.encode()
+        host = found.forwarded_host or found.host
+        chain = b"%b, %b" % (found.forwarded_for, peer.encode()) if found.forwarded_for else peer.encode()
+        hop = b"for=%b;host=%b;proto=%b" % (_node(peer), _quoted(found.host), scheme.encode())
+        forwarded = b"%b, %b" % (found.forwarded, hop) if found.forwarded else hop
+        via = b"%b, 1.1 %b" % (found.via, PSEUDONYM) if found.via else b"1.1 %b" % PSEUDONYM
+        lines = (
+            b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\nforwarded: %b\r\nvia: %b\r\n"
+            % (chain, proto, host, forwarded, via)
+        )
+        return address, lines
+
+    def _remember(self, peer: str, scheme: str, host: bytes) -> tuple[str, bytes]:
+        key = (peer, host, scheme)
+        known = self._lines.get(key)
+        if known is None:
+            address = resolve_client_address(peer, "")
+            who = (address or "unknown").encode()
+            proto = scheme.encode()
+            known = (
+                address,
+                b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\nforwarded: %b\r\n"
+                % (who, proto, host, b"for=%b;host=%b;proto=%b" % (_node(address), _quoted(host), proto)),
+            )
+            if len(self._lines) >= 4096:
+                self._lines.clear()
+            self._lines[key] = known
+        return known
+
+
+def _node(address: str) -> bytes:
+    """Return an address as RFC 7239 §6 has it."""
+    if not address:
+        return b"unknown"
+    return b'"[%b]"' % address.encode() if ":" in address else address.encode()
+
+
+def _quoted(host: bytes) -> bytes:
+    return b'"%b"' % host
+
+
+# --- what the client gets
+
+_DROPPED_ANSWER = _HOP_BY_HOP | {
+    # Ours to say.
+    b"x-zenzefi-error",
+    b"x-request-id",
+    b"ratelimit",
+    b"ratelimit-policy",
+    # It would send the client to the upstream's own HTTP/3 port, around us.
+    b"alt-svc",
+}
+_ANSWER_PASS, _ANSWER_DROP, _ANSWER_LENGTH, _ANSWER_ENCODING, _ANSWER_LOCATION, _ANSWER_COOKIE, _ANSWER_VIA = range(7)
+_ANSWER_CONNECTION, _ANSWER_TYPE, _ANSWER_CORS = 7, 8, 9
+_ANSWER_SPECIAL = {
+    b"content-length": _ANSWER_LENGTH,
+    b"content-encoding": _ANSWER_ENCODING,
+    b"location": _ANSWER_LOCATION,
+    b"content-location": _ANSWER_LOCATION,
+    b"set-cookie": _ANSWER_COOKIE,
+    b"via": _ANSWER_VIA,
+    b"connection": _ANSWER_CONNECTION,
+    b"content-type": _ANSWER_TYPE,
+    b"access-control-allow-origin": _ANSWER_CORS,
+    b"access-control-allow-credentials": _ANSWER_CORS,
+    b"access-control-expose-headers": _ANSWER_CORS,
+}
+_answer_kinds: dict[bytes, int] = {}
+
+
+def _classify_answer(name: bytes) -> int:
+    lower = name.lower()
+    kind = _ANSWER_SPECIAL.get(lower)
+    if kind is None:
+        kind = _ANSWER_DROP if lower in _DROPPED_ANSWER else _ANSWER_PASS
+    if len(_answer_kinds) < 2048:
+        _answer_kinds[name] = kind
+    return kind
+
+
+class Outgoing:
+    """An upstream answer's head, ready for the client."""
+
+    __slots__ = ("encoded", "headers", "is_event_stream", "length")
+
+    def __init__(self) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.length: bytes | None = None
+        self.encoded = False
+        self.is_event_stream = False
+
+
+def read_answer(raw: RawHeaders, rewriter: Rewriter, *, drop_cors: bool) -> Outgoing:
+    """Read an upstream answer's header section, keeping what the client may see, in its order."""
+    out = Outgoing()
+    headers = out.headers
+    connection = b""
+    via = b""
+    for name, value in raw:
+        kind = _answer_kinds.get(name)
+        if kind is None:
+            kind = _classify_answer(name)
+        if kind == _ANSWER_PASS:
+            headers.append((name, value))
+        elif kind == _ANSWER_LENGTH:
+            out.length = value
+        elif kind == _ANSWER_TYPE:
+            headers.append((name, value))
+            out.is_event_stream = value[:17].lower() == b"text/event-stream"
+        elif kind == _ANSWER_ENCODING:
+            headers.append((name, value))
+            out.encoded = value.strip().lower() not in (b"", b"identity")
+        elif kind == _ANSWER_LOCATION:
+            headers.append((name, rewriter.location(value)))
+        elif kind == _ANSWER_COOKIE:
+            headers.append((name, rewriter.cookie(value)))
+        elif kind == _ANSWER_VIA:
+            via = via + b", " + value if via else value
+        elif kind == _ANSWER_CONNECTION:
+            connection += b"," + value
+        elif kind == _ANSWER_CORS and not drop_cors:
+            headers.append((name, value))
+    if connection:
+        named = {option.strip().lower() for option in connection.split(b",")}
+        named -= {b"close", b"keep-alive", b"upgrade", b""}
+        if named:
+            headers[:] = [pair for pair in headers if pair[0].lower() not in named]
+    headers.append((b"via", b"%b, 1.1 %b" % (via, PSEUDONYM) if via else b"1.1 " + PSEUDONYM))
+    return out
+
+
+class Rewriter:
+    """Turns what an upstream says of its own addresses into ours."""
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        parts = [urlsplit(target) for target in targets]
+        self._origins = {_origin(part.scheme, part.hostname or "", part.port) for part in parts}
+        self._hosts = {(part.hostname or "").lower() for part in parts}
+        self._base = parts[0].path.rstrip("/") if parts else ""
+
+    def location(self, value: bytes) -> bytes:
+        """Return a ``Location`` that stays on our side when it points at the upstream."""
+        text = value.decode("latin-1").strip()
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError:
+            return value
+        if parts.netloc:
+            if not any(
+                _origin(scheme, parts.hostname or "", port) in self._origins
+                for scheme in ((parts.scheme,) if parts.scheme else ("http", "https"))
+            ):
+                return value
+            _, _, after = text.partition("//")
+            path = after[len(parts.netloc) :]
+            if not path.startswith("/"):
+                path = "/" + path
+        elif not parts.scheme and text.startswith("/"):
+            path = text
+        else:
+            # Relative to the request, whose path has the same shape on both sides.
+            return value
+        return (self._public(path) or text).encode("latin-1")
+
+    def _public(self, path: str) -> str | None:
+        """Return the public form of an upstream path with its query; ``None`` when it lies outside our base."""
+        if not self._base:
+            return PUBLIC_PREFIX + path
+        if path == self._base or path.startswith((self._base + "/", self._base + "?", self._base + "#")):
+            return PUBLIC_PREFIX + path[len(self._base) :]
+        return None
+
+    def cookie(self, value: bytes) -> bytes:
+        """Return a ``Set-Cookie`` whose Domain and Path fit our address."""
+        if b";" not in value:
+            return value
+        pair, *attributes = value.decode("latin-1").split(";")
+        # RFC 6265bis §4.1.3.2: such a cookie is refused unless its Path is "/".
+        host_bound = pair.strip().lower().startswith("__host-")
+        kept = [pair]
+        for attribute in attributes:
+            name, _, content = attribute.partition("=")
+            name, content = name.strip().lower(), content.strip()
+            if name == "domain" and self._is_upstream_domain(content):
+                continue
+            if name == "path" and content.startswith("/") and not host_bound:
+                public = PUBLIC_PREFIX if content in ("/", self._base + "/") else self._public(content)
+                kept.append(" Path=" + (public or content))
+                continue
+            kept.append(attribute)
+        return ";".join(kept).encode("latin-1")
+
+    def _is_upstream_domain(self, domain: str) -> bool:
+        domain = domain.lstrip(".").lower()
+        return any(host == domain or host.endswith("." + domain) for host in self._hosts)
+
+
+def _origin(scheme: str, host: str, port: int | None) -> tuple[str, str, int]:
+    scheme = {"ws": "http", "wss": "https"}.get(scheme.lower(), scheme.lower())
+    return scheme, host.lower(), port or (443 if scheme == "https" else 80)

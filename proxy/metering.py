@@ -1,0 +1,148 @@
+"""Counting what passes, without ever waiting.
+
+Counts are added in memory, leave as one batch about every second, and a task moves batches to PostgreSQL
+(:func:`proxy.services.apply_batches`). A batch has an id: sent twice, it counts once. While Redis is away the
+counts stay in memory; at shutdown without Redis they go straight to PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from time import time
+from typing import Any
+from uuid import UUID, uuid4
+
+from proxy import keys
+from proxy.database import Database, DatabaseAway
+from proxy.redis_link import RedisAway, RedisLink
+from proxy.streams import Exchange, Registry
+from proxy.validation import FLUSH
+
+logger = logging.getLogger(__name__)
+
+#: Rows of one batch: bounds the size of one write to Redis.
+BATCH_ROWS = 2000
+_USER_AGENT_BYTES = 255
+
+
+class Meter:
+    """The counts of one worker since its last flush."""
+
+    def __init__(self, link: RedisLink, database: Database, registry: Registry) -> None:
+        self._link = link
+        self._database = database
+        self._registry = registry
+        self._rows: dict[tuple[bytes, bytes], list[Any]] = {}
+        # A batch whose answer was lost is sent again under its id, before anything newer.
+        self._unsent: tuple[str, list[list[Any]]] | None = None
+
+    def add(self, exchange: Exchange) -> None:
+        """Add what an exchange moved since it was last added."""
+        bytes_in = exchange.bytes_in - exchange.reported_in
+        bytes_out = exchange.bytes_out - exchange.reported_out
+        requests = 0
+        if exchange.reached and not exchange.counted:
+            exchange.counted = True
+            requests = 1
+        if not (requests or bytes_in or bytes_out):
+            return
+        exchange.reported_in = exchange.bytes_in
+        exchange.reported_out = exchange.bytes_out
+        now = int(time() * 1000)
+        key = (exchange.token_id, exchange.device)
+        row = self._rows.get(key)
+        if row is None:
+            self._rows[key] = [
+                exchange.user_id,
+                exchange.address,
+                exchange.user_agent,
+                requests,
+                bytes_in,
+                bytes_out,
+                now,
+                now,
+            ]
+        else:
+            row[1] = exchange.address
+            row[2] = exchange.user_agent
+            row[3] += requests
+            row[4] += bytes_in
+            row[5] += bytes_out
+            row[7] = now
+
+    def add_running(self) -> None:
+        """Add the progress of everything that is still running."""
+        for exchange in self._registry:
+            self.add(exchange)
+
+    def _next_batch(self) -> tuple[str, list[list[Any]]] | None:
+        if self._unsent is None and self._rows:
+            keys_ = list(self._rows)[:BATCH_ROWS]
+            rows = []
+            for key in keys_:
+                user, address, agent, requests, bytes_in, bytes_out, first, last = self._rows.pop(key)
+                token, device = key
+                rows.append(
+                    [
+                        token.decode(),
+                        user.decode(),
+                        device.decode("ascii"),
+                        address,
+                        agent.decode("latin-1")[:_USER_AGENT_BYTES],
+                        requests,
+                        bytes_in,
+                        bytes_out,
+                        first,
+                        last,
+                    ]
+                )
+            self._unsent = (str(uuid4()), rows)
+        return self._unsent
+
+    async def flush(self) -> None:
+        """Send what there is. Keeps it when Redis is away."""
+        while self._link.up and (batch := self._next_batch()) is not None:
+            identity, rows = batch
+            totals: dict[str, list[int]] = {}
+            for row in rows:
+                total = totals.setdefault(row[0], [0, 0, 0])
+                for index in range(3):
+                    total[index] += row[5 + index]
+            flat = [item for token, total in totals.items() for item in (token, *total)]
+            try:
+                await self._link.run(
+                    FLUSH,
+                    (keys.meter_stream(), keys.batch_marker(identity)),
+                    (identity, json.dumps(rows), keys.prefix(), keys.USAGE_SECONDS, *flat),
+                )
+            except RedisAway:
+                return
+            self._unsent = None
+
+    async def drain(self) -> None:
+        """Send everything before the worker ends, to PostgreSQL if need be."""
+        await self.flush()
+        # Imported here: services import models, which may not be ready when this module is first loaded.
+        from proxy import services
+
+        while (batch := self._next_batch()) is not None:
+            identity, rows = batch
+            try:
+                await self._database.run(services.apply_batches, [(UUID(identity), rows)])
+            except DatabaseAway:
+                logger.error("Counts of %d sessions are lost: Redis and PostgreSQL are away", len(rows))
+                return
+            self._unsent = None
+
+
+async def live_usage(link: RedisLink, token_id: bytes) -> dict[str, int] | None:
+    """Return a token's requests, bytes_in and bytes_out so far; ``None`` when Redis does not know."""
+    if not link.up:
+        return None
+    try:
+        flat = await link.call(b"HGETALL", keys.usage(token_id.decode()))
+    except RedisAway:
+        return None
+    pairs = dict(zip(flat[::2], flat[1::2], strict=True))
+    return {name: int(pairs.get(name.encode(), 0)) for name in ("requests", "bytes_in", "bytes_out")}

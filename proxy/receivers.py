@@ -1,0 +1,55 @@
+"""What the gateway learns from lower apps, right after their commit.
+
+None of them raises: the change is committed, and the periodic sweep makes up for a Redis that was away.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import redis.exceptions
+from django.db.models.signals import post_delete, post_save
+from django.dispatch import receiver
+
+from accounts.signals import user_access_changed
+from proxy import services
+from proxy.models import ScopeRule
+from tokens import selectors as tokens_selectors
+from tokens.signals import credentials_changed, device_released
+
+logger = logging.getLogger(__name__)
+
+
+@receiver(credentials_changed)
+def evict_changed(sender: Any, *, digests: Sequence[str], revoked: bool, **_: Any) -> None:
+    try:
+        services.evict_credentials(digests=digests, revoked=revoked)
+    except redis.exceptions.RedisError as exc:
+        logger.warning("Eviction of %d credentials waits for the sweep: %s", len(digests), exc)
+
+
+@receiver(user_access_changed)
+def evict_tokens_of_user(sender: Any, *, user_id: uuid.UUID, **_: Any) -> None:
+    try:
+        digests = [digest for _token_id, digest in tokens_selectors.digests_of_user(user_id)]
+        services.evict_credentials(digests=digests, revoked=False)
+    except redis.exceptions.RedisError as exc:
+        logger.warning("Eviction of a user's credentials waits for the sweep: %s", exc)
+
+
+@receiver(device_released)
+def free_device(sender: Any, *, token_id: uuid.UUID, **_: Any) -> None:
+    try:
+        services.release_claim(token_id=token_id)
+    except redis.exceptions.RedisError as exc:
+        # Nothing repeats this one: the claim then ends by itself when it has been idle.
+        logger.warning("The device of token %s could not be released: %s", token_id, exc)
+
+
+@receiver(post_save, sender=ScopeRule)
+@receiver(post_delete, sender=ScopeRule)
+def announce_rules(sender: Any, **_: Any) -> None:
+    services.announce_scope_rules()

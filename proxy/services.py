@@ -1,0 +1,255 @@
+"""Everything of the gateway that changes state outside the data plane."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.db import connection, transaction
+
+from proxy import keys
+from proxy.models import MeterBatch, Session
+from proxy.redis_link import Script
+from tokens import selectors as tokens_selectors
+from tokens import services as tokens_services
+from tokens.exceptions import TokenNotUsable
+from zenzefi.lib import clock
+from zenzefi.lib import redis as redis_client
+
+logger = logging.getLogger(__name__)
+
+#: Token id, user id, device, address, user agent, requests, bytes in, bytes out, first and last moment in ms.
+MeterRow = Sequence[Any]
+
+#: Digests of one eviction call: Redis serves nobody else while a script runs.
+_EVICT_AT_ONCE = 500
+
+
+# --- credentials
+
+
+@lru_cache(maxsize=8)
+def _script(name: str) -> Script:
+    return Script(name)
+
+
+def _run(name: str, script_keys: list[str], arguments: list[Any]) -> Any:
+    client: Any = redis_client.client()
+    script = _script(name)
+    try:
+        return client.evalsha(script.sha, len(script_keys), *script_keys, *arguments)
+    except redis.exceptions.NoScriptError:
+        return client.eval(script.source.decode(), len(script_keys), *script_keys, *arguments)
+
+
+def evict_credentials(*, digests: Iterable[str], revoked: bool) -> int:
+    """Make the gateway look these tokens up again; with ``revoked`` refuse them without looking.
+
+    Every worker is told and cuts what is open and no longer allowed. Raises
+    :class:`redis.exceptions.RedisError` when Redis does not answer.
+    """
+    todo = list(digests)
+    for start in range(0, len(todo), _EVICT_AT_ONCE):
+        part = todo[start : start + _EVICT_AT_ONCE]
+        names = [name for digest in part for name in (keys.credential(digest), keys.generation(digest))]
+        _run("evict", names, [keys.changes_channel(), keys.TOMBSTONE_SECONDS, int(revoked), *part])
+    return len(todo)
+
+
+def release_claim(*, token_id: uuid.UUID) -> None:
+    """Let the next device that comes have the token. Raises :class:`redis.exceptions.RedisError`."""
+    redis_client.client().delete(keys.device(token_id))
+
+
+def evict_recent_changes(*, since: timedelta) -> int:
+    """Evict again what changed lately, in case the eviction at commit did not reach Redis.
+
+    Raises :class:`redis.exceptions.RedisError`; the next run makes up for it.
+    """
+    moment = clock.now() - since
+    changed = tokens_selectors.changed_since(moment)
+    evict_credentials(digests=[row.digest for row in changed if row.revoked], revoked=True)
+    again = [row.digest for row in changed if not row.revoked]
+    users = get_user_model()._default_manager.filter(updated_at__gte=moment).values_list("pk", flat=True)
+    for user_id in users:
+        again += [digest for _token_id, digest in tokens_selectors.digests_of_user(user_id)]
+    return evict_credentials(digests=again, revoked=False) + len(changed)
+
+
+def store_pending_activations(*, older_than: timedelta) -> int:
+    """Write activations to PostgreSQL that the gateway could not write itself. Returns how many.
+
+    ``older_than`` leaves those alone that a worker is writing right now.
+    Raises :class:`redis.exceptions.RedisError` and :class:`django.db.OperationalError`.
+    """
+    client: Any = redis_client.client()
+    latest = round((clock.now() - older_than).timestamp() * 1000)
+    stored = 0
+    for field, value in client.hgetall(keys.pending_activations()).items():
+        token_id = field.decode()
+        activated, _, digest = value.decode().partition(" ")
+        if int(activated) > latest:
+            continue
+        try:
+            activation = tokens_services.activate_token(
+                token_id=uuid.UUID(token_id),
+                at=datetime.fromtimestamp(int(activated) // 1000, UTC).replace(
+                    microsecond=int(activated) % 1000 * 1000
+                ),
+            )
+        except TokenNotUsable:
+            # Revoked before anybody could write that it was in use.
+            evict_credentials(digests=[digest], revoked=True)
+            client.hdel(keys.pending_activations(), token_id)
+            continue
+        _run(
+            "settle",
+            [keys.credential(digest), keys.generation(digest), keys.pending_activations()],
+            [
+                token_id,
+                round(activation.activated_at.timestamp() * 1000),
+                round(activation.expires_at.timestamp() * 1000),
+                keys.TOMBSTONE_SECONDS,
+            ],
+        )
+        stored += 1
+    return stored
+
+
+def announce_scope_rules() -> None:
+    """Tell the workers, once committed, that path rules changed. They look every few seconds anyway."""
+
+    def publish() -> None:
+        try:
+            redis_client.client().publish(keys.changes_channel(), keys.RULES_CHANGED)
+        except redis.exceptions.RedisError as exc:
+            logger.warning("Workers learn of new path rules later: %s", exc)
+
+    transaction.on_commit(publish)
+
+
+# --- metering
+
+_CLOSE_STALE = """
+UPDATE proxy_session s SET ended_at = s.last_activity_at, ended_reason = 'idle'
+FROM unnest(%s::uuid[], %s::text[], %s::timestamptz[]) AS r(token_id, device_id, first_seen)
+WHERE s.token_id = r.token_id AND s.device_id = r.device_id AND s.ended_at IS NULL
+  AND s.last_activity_at < r.first_seen - make_interval(secs => %s)
+"""
+
+# Rows of tokens that are gone are left out by the join: their counts belong to nobody any more.
+_ADD = """
+INSERT INTO proxy_session AS s (id, token_id, user_id, device_id, client_address, user_agent, requests, bytes_in,
+                                bytes_out, started_at, last_activity_at, ended_reason)
+SELECT gen_random_uuid(), t.id, t.owner_id, r.device_id, NULLIF(r.address, '')::inet, r.user_agent, r.requests,
+       r.bytes_in, r.bytes_out, r.first_seen, r.last_seen, ''
+FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[],
+            %s::timestamptz[], %s::timestamptz[])
+     AS r(token_id, device_id, address, user_agent, requests, bytes_in, bytes_out, first_seen, last_seen)
+JOIN tokens_accesstoken t ON t.id = r.token_id
+ON CONFLICT (token_id, device_id) WHERE ended_at IS NULL DO UPDATE SET
+  requests = s.requests + EXCLUDED.requests,
+  bytes_in = s.bytes_in + EXCLUDED.bytes_in,
+  bytes_out = s.bytes_out + EXCLUDED.bytes_out,
+  client_address = COALESCE(EXCLUDED.client_address, s.client_address),
+  user_agent = CASE WHEN EXCLUDED.user_agent = '' THEN s.user_agent ELSE EXCLUDED.user_agent END,
+  started_at = LEAST(s.started_at, EXCLUDED.started_at),
+  last_activity_at = GREATEST(s.last_activity_at, EXCLUDED.last_activity_at)
+"""
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds // 1000, UTC).replace(microsecond=milliseconds % 1000 * 1000)
+
+
+def _merge(batches: Iterable[Sequence[MeterRow]]) -> list[list[Any]]:
+    """Return one row per token and device, in the order in which every caller locks them."""
+    merged: dict[tuple[str, str], list[Any]] = {}
+    for rows in batches:
+        for row in rows:
+            known = merged.get((row[0], row[2]))
+            if known is None:
+                merged[row[0], row[2]] = list(row)
+                continue
+            for index in (5, 6, 7):
+                known[index] += row[index]
+            known[8] = min(known[8], row[8])
+            if row[9] >= known[9]:
+                known[3], known[4], known[9] = row[3], row[4], row[9]
+    return [merged[pair] for pair in sorted(merged)]
+
+
+def apply_batches(batches: Sequence[tuple[uuid.UUID, Sequence[MeterRow]]]) -> int:
+    """Add batches of counts to the sessions, each once however often it comes. Returns how many were new."""
+    with transaction.atomic(durable=True):
+        fresh = []
+        # In one order, so that two workers with the same batches wait for each other instead of deadlocking.
+        for identity, rows in sorted(batches, key=lambda batch: batch[0]):
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "INSERT INTO proxy_meterbatch (id, applied_at) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                    [identity, clock.now()],
+                )
+                if cursor.rowcount:
+                    fresh.append(rows)
+        merged = _merge(fresh)
+        if merged:
+            columns: list[list[Any]] = [list(column) for column in zip(*merged, strict=True)]
+            tokens, _users, devices, addresses, agents, requests, bytes_in, bytes_out, first, last = columns
+            firsts = [_moment(value) for value in first]
+            lasts = [_moment(value) for value in last]
+            with connection.cursor() as cursor:
+                cursor.execute(_CLOSE_STALE, [tokens, devices, firsts, settings.SESSION_IDLE_SECONDS])
+                cursor.execute(_ADD, [tokens, devices, addresses, agents, requests, bytes_in, bytes_out, firsts, lasts])
+            tokens_services.record_device_use(
+                [
+                    (uuid.UUID(token), device, last_seen)
+                    for token, device, last_seen in zip(tokens, devices, lasts, strict=True)
+                ]
+            )
+    return len(fresh)
+
+
+def flush_meter_stream(*, limit: int = 200) -> int:
+    """Move batches from Redis to PostgreSQL. Returns how many were taken.
+
+    Safe at any moment: what was applied but not yet deleted is recognised by its id.
+    Raises :class:`redis.exceptions.RedisError` and :class:`django.db.OperationalError`.
+    """
+    client: Any = redis_client.client()
+    entries = client.xrange(keys.meter_stream(), count=limit)
+    if not entries:
+        return 0
+    batches = [(uuid.UUID(fields[b"id"].decode()), json.loads(fields[b"rows"])) for _id, fields in entries]
+    apply_batches(batches)
+    client.xdel(keys.meter_stream(), *(entry for entry, _fields in entries))
+    return len(entries)
+
+
+def forget_old_batches(*, older_than: timedelta) -> int:
+    """Delete ids of batches that nobody can send any more."""
+    deleted, _ = MeterBatch.objects.filter(applied_at__lt=clock.now() - older_than).delete()
+    return deleted
+
+
+# --- sessions
+
+
+def close_sessions() -> int:
+    """End the sessions that are idle or whose token ended. Returns how many."""
+    now = clock.now()
+    idle = timedelta(seconds=settings.SESSION_IDLE_SECONDS)
+    reasons = Session.EndedReason
+    opened = Session.objects.open()
+    closed = opened.filter(token__revoked_at__isnull=False).update(ended_at=now, ended_reason=reasons.REVOKED)
+    closed += opened.filter(token__expires_at__lte=now).update(ended_at=now, ended_reason=reasons.EXPIRED)
+    closed += opened.filter(last_activity_at__lt=now - idle).update(ended_at=now, ended_reason=reasons.IDLE)
+    return closed

@@ -1,0 +1,167 @@
+"""What is open right now: deadlines, the client's leaving, revocation and expiry of every running exchange.
+
+One look over all of them ten times a second takes the place of a handful of timers for each: a short exchange
+comes and goes between two looks and costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from time import monotonic, time
+from typing import Any
+
+from django.conf import settings
+
+#: Seconds between two looks.
+TICK = 0.1
+
+UPLOADING, WAITING, STREAMING = range(3)
+
+#: Reasons that end an exchange, besides codes of :mod:`proxy.answers`.
+CLIENT_GONE = "client_gone"
+IDLE = "idle"
+
+
+class Exchange:
+    """One proxied request or WebSocket from its admission to its end."""
+
+    __slots__ = (
+        "address",
+        "awaiting_client",
+        "bytes_in",
+        "bytes_out",
+        "counted",
+        "device",
+        "digest",
+        "ended",
+        "expires",
+        "finishing",
+        "generation",
+        "has_body",
+        "is_event_stream",
+        "is_websocket",
+        "phase",
+        "progress",
+        "reached",
+        "reason",
+        "receive",
+        "reported_in",
+        "reported_out",
+        "started",
+        "task",
+        "token_id",
+        "user_agent",
+        "user_id",
+        "watcher",
+    )
+
+    def __init__(self, digest: str, device: bytes, task: asyncio.Task[Any], receive: Any) -> None:
+        self.digest = digest
+        self.device = device
+        self.task = task
+        self.receive = receive
+        self.token_id = self.user_id = self.generation = b""
+        self.address = ""
+        self.user_agent = b""
+        self.started = self.progress = monotonic()
+        self.phase = WAITING
+        #: Milliseconds since the epoch; 0 before activation.
+        self.expires = 0
+        self.bytes_in = self.bytes_out = self.reported_in = self.reported_out = 0
+        #: The upstream has begun to answer, so the request counts.
+        self.reached = False
+        self.counted = False
+        self.ended = False
+        #: The last of the answer is on its way: the client's leaving ends nothing early any more.
+        self.finishing = False
+        self.has_body = self.awaiting_client = self.is_event_stream = self.is_websocket = False
+        self.reason: str | None = None
+        self.watcher: asyncio.Task[None] | None = None
+
+    def interrupt(self, reason: str) -> None:
+        """End the exchange from outside, once. Its task finds the reason and answers or hangs up."""
+        if not self.ended and self.reason is None:
+            self.reason = reason
+            self.task.cancel()
+
+    def watch(self) -> None:
+        """Notice the client's leaving. Only for an exchange whose body nobody else is reading."""
+        if self.watcher is None and not self.ended:
+            self.watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        if not self.finishing:
+            self.interrupt(CLIENT_GONE)
+
+    def end(self) -> None:
+        self.ended = True
+        if self.watcher is not None:
+            self.watcher.cancel()
+
+
+class Registry:
+    """The running exchanges of one worker."""
+
+    def __init__(self) -> None:
+        conf = settings.GATEWAY
+        self._first_byte = conf["first_byte_timeout"]
+        self._idle = conf["idle_timeout"]
+        self._total = conf["total_timeout"]
+        self._open: set[Exchange] = set()
+        self._empty = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Exchange]:
+        return iter(list(self._open))
+
+    def add(self, exchange: Exchange) -> None:
+        self._open.add(exchange)
+
+    def discard(self, exchange: Exchange) -> None:
+        self._open.discard(exchange)
+        if not self._open:
+            self._empty.set()
+
+    async def wait_empty(self, seconds: float) -> None:
+        """Wait until nothing runs any more, at most this long."""
+        if not self._open:
+            return
+        self._empty.clear()
+        try:
+            await asyncio.wait_for(self._empty.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    def of_digest(self, digest: str) -> list[Exchange]:
+        return [exchange for exchange in self._open if exchange.digest == digest]
+
+    def tick(self) -> None:
+        """Apply the deadlines and look after clients that may have left."""
+        now, wall = monotonic(), time() * 1000
+        for exchange in list(self._open):
+            if exchange.ended or exchange.reason is not None:
+                continue
+            if exchange.expires and wall >= exchange.expires:
+                exchange.interrupt("token_expired")
+                continue
+            if exchange.is_websocket:
+                # Both sides are kept honest by pings; silence is allowed.
+                continue
+            waited = now - exchange.progress
+            if exchange.phase == STREAMING:
+                if waited > self._idle:
+                    exchange.interrupt(IDLE)
+            elif exchange.phase == WAITING:
+                if waited > self._first_byte:
+                    exchange.interrupt("upstream_timeout")
+            elif waited > self._idle:
+                exchange.interrupt("request_timeout" if exchange.awaiting_client else "upstream_timeout")
+            if now - exchange.started > self._total and not exchange.is_event_stream:
+                exchange.interrupt("upstream_timeout")
+            if not exchange.has_body:
+                exchange.watch()

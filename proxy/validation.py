@@ -1,0 +1,398 @@
+"""Decides on requests: one Lua call each in Redis, filled from PostgreSQL on a miss, PostgreSQL alone without Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import IntEnum
+from time import monotonic, time
+from uuid import UUID
+
+from django.conf import settings
+
+from proxy import keys
+from proxy.database import Database, DatabaseAway
+from proxy.redis_link import RedisAway, RedisLink, Script
+from proxy.scopes import FULL
+from tokens import selectors as tokens_selectors
+from tokens import services as tokens_services
+from tokens.exceptions import TokenNotUsable
+from tokens.selectors import Credential
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(IntEnum):
+    """What ``lua/decide.lua`` answers, in the order of the questions."""
+
+    OK = 0
+    MISS = 1
+    UNKNOWN = 2
+    REVOKED = 3
+    EXPIRED = 4
+    OWNER_DISABLED = 5
+    DEVICE_MISSING = 6
+    DEVICE_MALFORMED = 7
+    PATH_AMBIGUOUS = 8
+    SCOPE_FORBIDDEN = 9
+    DEVICE_CONFLICT = 10
+    RATE_LIMITED = 11
+
+
+#: A token that may not be used at all, whatever the request.
+REFUSED_CREDENTIALS = frozenset({Outcome.UNKNOWN, Outcome.REVOKED, Outcome.EXPIRED, Outcome.OWNER_DISABLED})
+
+DEVICE_OK, DEVICE_MISSING, DEVICE_MALFORMED = b"0", b"1", b"2"
+
+DECIDE = Script("decide")
+FILL = Script("fill")
+ACTIVATE = Script("activate")
+SETTLE = Script("settle")
+RENEW = Script("renew")
+FLUSH = Script("flush")
+SCRIPTS = (DECIDE, FILL, ACTIVATE, SETTLE, RENEW, FLUSH)
+
+
+class ValidationAway(Exception):
+    """Nobody can say whether the token is good: Redis and PostgreSQL are away, or the fallback is at its limit."""
+
+
+@dataclass(slots=True)
+class Decision:
+    """The answer about one request. Times are milliseconds since the epoch, 0 before activation."""
+
+    outcome: int
+    generation: bytes = b""
+    token_id: bytes = b""
+    user_id: bytes = b""
+    scope: bytes = b""
+    activated: int = 0
+    expires: int = 0
+    #: Milliseconds that the token lasts from its activation.
+    duration: int = 0
+    #: Requests left in the window; -1 where no limit applies.
+    remaining: int = -1
+    reset_ms: int = 0
+
+
+def milliseconds(moment: datetime | None) -> int:
+    return 0 if moment is None else round(moment.timestamp() * 1000)
+
+
+def moment(milliseconds_: int) -> datetime:
+    """Return milliseconds since the epoch as a time in UTC, exactly."""
+    return datetime.fromtimestamp(milliseconds_ // 1000, UTC).replace(microsecond=milliseconds_ % 1000 * 1000)
+
+
+class Validator:
+    """One worker's view of who may pass."""
+
+    def __init__(self, link: RedisLink, database: Database) -> None:
+        self._link = link
+        self._database = database
+        self._fills: dict[str, asyncio.Task[None]] = {}
+        self._fallback = Fallback(database)
+        policy = settings.RATE_LIMITS["proxy"]
+        self._limit = str(policy.limit).encode()
+        self._window = str(policy.seconds * 1000).encode()
+        self._idle = str(settings.DEVICE_IDLE_SECONDS * 1000).encode()
+        self._prefix = keys.prefix().encode()
+        self._credential = keys.credential("").encode()
+        self._generation = keys.generation("").encode()
+        self._pending = keys.pending_activations().encode()
+        #: Of validations answered so far: by Redis, after a fill from PostgreSQL, without Redis.
+        self.answered = {"redis": 0, "postgresql": 0, "fallback": 0}
+
+    async def decide(
+        self, digest: str, device: bytes, device_state: bytes, open_scopes: bytes | None, *, admit: bool = True
+    ) -> Decision:
+        """Decide on one request; with ``admit=False`` look at the credentials only and change nothing.
+
+        ``open_scopes`` are the restricted scopes that open the path as ``,a,b,``; ``None`` when it is ambiguous.
+        Raises :class:`ValidationAway`.
+        """
+        key = digest.encode()
+        names = (self._credential + key, self._generation + key)
+        arguments = (
+            device,
+            device_state,
+            b"?" if open_scopes is None else open_scopes,
+            self._limit,
+            self._window,
+            self._idle,
+            self._prefix,
+            b"1" if admit else b"0",
+        )
+        layer = "redis"
+        for _ in range(5):
+            if not self._link.up:
+                break
+            try:
+                reply = await self._link.run(DECIDE, names, arguments)
+            except RedisAway:
+                break
+            outcome = reply[0]
+            if outcome != 1:
+                self.answered[layer] += 1
+                if len(reply) == 11:
+                    return Decision(
+                        outcome,
+                        reply[1],
+                        reply[3],
+                        reply[4],
+                        reply[5],
+                        int(reply[6] or 0),
+                        int(reply[7] or 0),
+                        int(reply[8]),
+                        reply[9],
+                        reply[10],
+                    )
+                return Decision(outcome, reply[1], *reply[3:5])
+            layer = "postgresql"
+            try:
+                await self._fill_once(digest, reply[1])
+            except RedisAway:
+                break
+            except DatabaseAway as exc:
+                raise ValidationAway from exc
+        self.answered["fallback"] += 1
+        return await self._fallback.decide(digest, device, device_state, open_scopes, admit=admit)
+
+    async def _fill_once(self, digest: str, generation: bytes) -> None:
+        """Read the credential once, however many requests wait for it.
+
+        The reader is a task of its own: a client that leaves must not take the others' answer along.
+        """
+        task = self._fills.get(digest)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._fill(digest, generation))
+            self._fills[digest] = task
+            task.add_done_callback(lambda done: self._filled(digest, done))
+        await asyncio.shield(task)
+
+    def _filled(self, digest: str, task: asyncio.Task[None]) -> None:
+        self._fills.pop(digest, None)
+        if not task.cancelled():
+            task.exception()
+
+    async def _fill(self, digest: str, generation: bytes) -> None:
+        found = await self._database.run(tokens_selectors.credential_by_digest, digest)
+        key = digest.encode()
+        names = (self._credential + key, self._generation + key, self._pending)
+        conf = settings.GATEWAY
+        if found is None:
+            await self._link.run(FILL, names, (generation, conf["negative_cache_seconds"] * 1000, b"u"))
+            return
+        if found.revoked:
+            await self._link.run(FILL, names, (generation, conf["cache_seconds"] * 1000, b"r"))
+            return
+        claimed_for = 0
+        if found.device_id and found.device_seen_at is not None:
+            idle = time() - found.device_seen_at.timestamp()
+            claimed_for = max(0, round((settings.DEVICE_IDLE_SECONDS - idle) * 1000))
+        await self._link.run(
+            FILL,
+            names,
+            (
+                generation,
+                conf["cache_seconds"] * 1000,
+                b"c",
+                str(found.token_id),
+                str(found.user_id),
+                found.scope,
+                found.duration_seconds * 1000,
+                milliseconds(found.activated_at) or b"",
+                milliseconds(found.expires_at) or b"",
+                int(found.owner_active),
+                int(found.owner_is_superuser),
+                self._prefix,
+                found.device_id,
+                claimed_for,
+            ),
+        )
+
+    async def activate(self, digest: str, decision: Decision) -> bool:
+        """Start the token's clock unless it runs; fills in ``activated`` and ``expires`` of the decision.
+
+        Returns ``False`` when the token was revoked meanwhile. The moment is certain in Redis before this returns,
+        and normally in PostgreSQL as well; while PostgreSQL is away a task writes it later.
+        """
+        key = digest.encode()
+        names = (self._credential + key, self._generation + key, self._pending)
+        lifetime = keys.TOMBSTONE_SECONDS
+        in_redis = False
+        activated = int(time() * 1000)
+        if self._link.up:
+            try:
+                reply = await self._link.run(ACTIVATE, names, (decision.token_id, decision.duration, digest, lifetime))
+            except RedisAway:
+                pass
+            else:
+                if reply[0] < 0:
+                    return False
+                activated = int(reply[1])
+                decision.activated, decision.expires = activated, int(reply[2])
+                if reply[0] == 0:
+                    return True
+                in_redis = True
+        try:
+            stored = await self._database.run(
+                tokens_services.activate_token, token_id=UUID(decision.token_id.decode()), at=moment(activated)
+            )
+        except TokenNotUsable:
+            return False
+        except DatabaseAway:
+            if not in_redis:
+                # Neither could note it. The request has passed; the next one starts the clock.
+                logger.error("A first use could not be recorded anywhere", extra={"token_id": decision.token_id})
+            return True
+        decision.activated = milliseconds(stored.activated_at)
+        decision.expires = milliseconds(stored.expires_at)
+        self._fallback.forget(digest)
+        if in_redis:
+            try:
+                await self._link.run(SETTLE, names, (decision.token_id, decision.activated, decision.expires, lifetime))
+            except RedisAway:
+                pass
+        return True
+
+    async def renew(self, digest: str, token_id: bytes, device: bytes) -> tuple[bytes, bool]:
+        """Keep an open stream's claim alive. Returns the credential's generation and whether another device
+        holds the token now. Raises :class:`RedisAway`.
+        """
+        generation, taken = await self._link.run(
+            RENEW, (self._generation + digest.encode(), self._prefix + b"dev:" + token_id), (device, self._idle)
+        )
+        return generation, bool(taken)
+
+
+@dataclass(slots=True)
+class _Remembered:
+    credential: Credential | None
+    until: float
+
+
+class Fallback:
+    """Decisions without Redis: PostgreSQL, sparingly, and a memory of a second or two.
+
+    ``fallback_rate`` bounds the questions to PostgreSQL per second and process, so that an outage of Redis does
+    not become one of PostgreSQL. Limits are kept per process, devices in PostgreSQL.
+    """
+
+    #: Seconds. A revocation elsewhere is noticed after at most this long.
+    REMEMBER = 1.0
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[str, _Remembered] = {}
+        self._claims: dict[UUID, tuple[str, float]] = {}
+        self._windows: dict[UUID, deque[float]] = {}
+        self._budget = float(settings.GATEWAY["fallback_rate"])
+        self._budget_at = monotonic()
+
+    def forget(self, digest: str) -> None:
+        self._known.pop(digest, None)
+
+    def _spend(self) -> None:
+        rate = settings.GATEWAY["fallback_rate"]
+        now = monotonic()
+        self._budget = min(float(rate), self._budget + (now - self._budget_at) * rate)
+        self._budget_at = now
+        if self._budget < 1:
+            raise ValidationAway
+        self._budget -= 1
+
+    async def _credential(self, digest: str) -> Credential | None:
+        known = self._known.get(digest)
+        now = monotonic()
+        if known is not None and known.until > now:
+            return known.credential
+        self._spend()
+        try:
+            credential = await self._database.run(tokens_selectors.credential_by_digest, digest)
+        except DatabaseAway as exc:
+            raise ValidationAway from exc
+        if len(self._known) >= 10_000:
+            self._known.clear()
+        self._known[digest] = _Remembered(credential, monotonic() + self.REMEMBER)
+        return credential
+
+    async def decide(
+        self, digest: str, device: bytes, device_state: bytes, open_scopes: bytes | None, *, admit: bool
+    ) -> Decision:
+        """As :meth:`Validator.decide`, in the same order."""
+        found = await self._credential(digest)
+        if found is None:
+            return Decision(Outcome.UNKNOWN)
+        if found.revoked:
+            return Decision(Outcome.REVOKED)
+        now = int(time() * 1000)
+        decision = Decision(
+            Outcome.OK,
+            b"",
+            str(found.token_id).encode(),
+            str(found.user_id).encode(),
+            found.scope.encode(),
+            milliseconds(found.activated_at),
+            milliseconds(found.expires_at),
+            found.duration_seconds * 1000,
+        )
+        if decision.expires and now >= decision.expires:
+            decision.outcome = Outcome.EXPIRED
+        elif not found.owner_active:
+            decision.outcome = Outcome.OWNER_DISABLED
+        elif not admit:
+            pass
+        elif device_state == DEVICE_MISSING:
+            decision.outcome = Outcome.DEVICE_MISSING
+        elif device_state == DEVICE_MALFORMED:
+            decision.outcome = Outcome.DEVICE_MALFORMED
+        elif found.scope != FULL and open_scopes is None:
+            decision.outcome = Outcome.PATH_AMBIGUOUS
+        elif found.scope != FULL and b"," + decision.scope + b"," not in (open_scopes or b""):
+            decision.outcome = Outcome.SCOPE_FORBIDDEN
+        elif not await self._claim(found.token_id, device.decode("ascii")):
+            decision.outcome = Outcome.DEVICE_CONFLICT
+        elif not found.owner_is_superuser:
+            self._count(found.token_id, decision)
+        return decision
+
+    async def _claim(self, token_id: UUID, device: str) -> bool:
+        holder, until = self._claims.get(token_id, ("", 0.0))
+        if until > monotonic():
+            return holder == device
+        self._spend()
+        try:
+            won = await self._database.run(
+                tokens_services.claim_device,
+                token_id=token_id,
+                device_id=device,
+                idle_seconds=settings.DEVICE_IDLE_SECONDS,
+            )
+        except DatabaseAway as exc:
+            raise ValidationAway from exc
+        if won:
+            if len(self._claims) >= 10_000:
+                self._claims.clear()
+            self._claims[token_id] = (device, monotonic() + self.REMEMBER)
+        return won
+
+    def _count(self, token_id: UUID, decision: Decision) -> None:
+        policy = settings.RATE_LIMITS["proxy"]
+        if len(self._windows) >= 10_000:
+            self._windows.clear()
+        window = self._windows.setdefault(token_id, deque())
+        now = monotonic()
+        while window and now - window[0] >= policy.seconds:
+            window.popleft()
+        if len(window) >= policy.limit:
+            decision.outcome = Outcome.RATE_LIMITED
+            decision.remaining = 0
+        else:
+            window.append(now)
+            decision.remaining = policy.limit - len(window)
+        decision.reset_ms = max(1, math.ceil((policy.seconds - (now - window[0])) * 1000))

@@ -1,0 +1,252 @@
+"""WebSockets through the gateway: the same decision before the handshake, then messages both ways.
+
+The upstream's handshake comes first and the client's is completed only when that one succeeded, so that a refusal
+of either side reaches the client as an ordinary HTTP answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from aiohttp import WSMsgType
+from django.conf import settings
+from multidict import CIMultiDict
+from yarl import URL
+
+from proxy import answers
+from proxy.exceptions import MalformedRequest, Refused
+from proxy.headers import Incoming, is_request_id, read_request
+from proxy.streams import STREAMING, Exchange
+
+if TYPE_CHECKING:
+    from proxy.gateway import Gateway
+    from proxy.upstream import Target
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of one message, either way: as much as the server accepts from a client.
+MAX_MESSAGE = 16 * 1024 * 1024
+#: Seconds between pings to the upstream. A peer that vanished is noticed after twice that.
+HEARTBEAT = 20.0
+#: RFC 6455 §7.4.1: what an endpoint may not send in a close frame.
+_NOT_SENDABLE = frozenset({1004, 1005, 1006, 1015})
+#: Close codes for what we end ourselves: policy violation, service restart.
+_POLICY, _RESTART = 1008, 1012
+
+
+async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any) -> None:
+    """Relay one WebSocket."""
+    found: Incoming | None = None
+    request_id = uuid.uuid4().hex.encode()
+    try:
+        try:
+            found = read_request(scope["headers"], "1.1")
+            if is_request_id(found.request_id):
+                request_id = found.request_id
+            below = gateway.below_prefix(scope)
+        except MalformedRequest as exc:
+            logger.info("Malformed handshake: %s", exc)
+            raise Refused("bad_request") from None
+        digest, decision = await gateway.admit(found, below)
+        if not gateway.upstream.targets:
+            raise Refused("upstream_missing")
+    except Refused as refusal:
+        gateway.metrics.refused(refusal.code)
+        await receive()
+        await _refuse(scope, send, refusal, found, request_id)
+        return
+
+    task = asyncio.current_task()
+    assert task is not None
+    exchange = Exchange(digest, found.device, task, receive)
+    exchange.token_id, exchange.user_id = decision.token_id, decision.user_id
+    exchange.generation, exchange.expires = decision.generation, decision.expires
+    exchange.user_agent = found.user_agent
+    exchange.is_websocket = True
+    exchange.phase = STREAMING
+    started = exchange.started
+    client = scope.get("client")
+    exchange.address, forwarding = gateway._forwarding.of(
+        client[0] if client else "", "https" if scope["scheme"] == "wss" else "http", found
+    )
+    gateway.registry.add(exchange)
+    outcome = "error"
+    peer: aiohttp.ClientWebSocketResponse | None = None
+    accepted = False
+    try:
+        await receive()
+        peer = await _connect(gateway, scope, found, below, decision, forwarding, request_id)
+        exchange.reached = True
+        if not decision.activated:
+            if not await gateway.validator.activate(digest, decision):
+                raise Refused("token_revoked")
+            exchange.expires = decision.expires
+        await send(
+            {
+                "type": "websocket.accept",
+                "subprotocol": peer.protocol,
+                "headers": [(b"x-request-id", request_id), *gateway.limit_headers(decision)],
+            }
+        )
+        accepted = True
+        code, reason = await _relay(exchange, peer, receive, send)
+        await _close_client(send, code, reason)
+        outcome = "websocket"
+    except Refused as refusal:
+        outcome = refusal.code
+        await _refuse(scope, send, refusal, found, request_id)
+    except asyncio.CancelledError:
+        outcome = exchange.reason or "shutting_down"
+        task.uncancel()
+        if accepted:
+            await _close_client(send, _RESTART if outcome == "shutting_down" else _POLICY, outcome)
+        else:
+            await _refuse(scope, send, Refused(outcome), found, request_id)
+    finally:
+        exchange.end()
+        gateway.registry.discard(exchange)
+        if peer is not None and not peer.closed:
+            # Not waiting for the peer's close frame: the exchange is over for us.
+            closing = asyncio.get_running_loop().create_task(peer.close(code=1001))
+            gateway.keep(closing)
+        gateway.meter.add(exchange)
+        gateway.metrics.relayed(outcome, exchange, 0.0, started)
+
+
+async def _connect(
+    gateway: Gateway,
+    scope: Any,
+    found: Incoming,
+    below: bytes,
+    decision: Any,
+    forwarding: bytes,
+    request_id: bytes,
+) -> aiohttp.ClientWebSocketResponse:
+    """Return the upstream's WebSocket. Raises :class:`Refused`."""
+    headers: CIMultiDict[str] = CIMultiDict()
+    for line in (
+        *found.lines,
+        *forwarding.splitlines(keepends=True),
+        b"x-request-id: %b\r\n" % request_id,
+        b"x-user-id: %b\r\n" % decision.user_id,
+        b"x-token-id: %b\r\n" % decision.token_id,
+    ):
+        name, _, value = line[:-2].decode("latin-1").partition(": ")
+        # The handshake's own headers are made anew by the client library.
+        if not name.lower().startswith("sec-websocket-"):
+            headers.add(name, value)
+    query: bytes = scope["query_string"]
+    failure: Exception | None = None
+    conf = settings.GATEWAY
+    for target in gateway.upstream.in_order()[:2]:
+        try:
+            async with asyncio.timeout(conf["connect_timeout"] + conf["first_byte_timeout"]):
+                return await gateway.upstream.session().ws_connect(
+                    _url(target, below, query),
+                    protocols=scope["subprotocols"],
+                    headers=headers,
+                    autoping=True,
+                    autoclose=True,
+                    heartbeat=HEARTBEAT,
+                    max_msg_size=MAX_MESSAGE,
+                    compress=0,
+                    ssl=gateway.upstream.tls_of(target),
+                )
+        except aiohttp.WSServerHandshakeError as exc:
+            logger.info("Upstream %s refused a WebSocket: %d", target.url, exc.status)
+            raise Refused("upstream_refused") from None
+        except TimeoutError:
+            raise Refused("upstream_timeout") from None
+        except (aiohttp.ClientError, OSError) as exc:
+            failure = exc
+    logger.warning("No upstream for a WebSocket: %r", failure)
+    raise Refused("upstream_unreachable") from None
+
+
+def _url(target: Target, below: bytes, query: bytes) -> URL:
+    text = target.url.encode("latin-1") + b"/" + below + (b"?" + query if query else b"")
+    # encoded=True: yarl would decode and normalise the path otherwise.
+    return URL(text.decode("latin-1"), encoded=True)
+
+
+async def _relay(exchange: Exchange, peer: aiohttp.ClientWebSocketResponse, receive: Any, send: Any) -> tuple[int, str]:
+    """Pass messages both ways until one side closes. Returns the close code and reason for the client."""
+
+    async def upwards() -> tuple[int, str]:
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                code = message.get("code") or 1005
+                if code in _NOT_SENDABLE:
+                    await peer.close(code=1001 if code == 1006 else 1000)
+                else:
+                    await peer.close(code=code, message=(message.get("reason") or "").encode())
+                return 0, ""
+            text = message.get("text")
+            if text is not None:
+                await peer.send_str(text)
+                exchange.bytes_in += len(text.encode())
+            else:
+                data = message["bytes"]
+                await peer.send_bytes(data)
+                exchange.bytes_in += len(data)
+
+    async def downwards() -> tuple[int, str]:
+        while True:
+            message = await peer.receive()
+            if message.type is WSMsgType.TEXT:
+                await send({"type": "websocket.send", "text": message.data})
+                exchange.bytes_out += len(message.data.encode())
+            elif message.type is WSMsgType.BINARY:
+                await send({"type": "websocket.send", "bytes": message.data})
+                exchange.bytes_out += len(message.data)
+            elif message.type is WSMsgType.CLOSE:
+                return message.data or 1005, message.extra or ""
+            else:
+                # CLOSING, CLOSED, ERROR: without a close frame of the upstream there is no code to pass on.
+                return peer.close_code or 1006, ""
+
+    loop = asyncio.get_running_loop()
+    tasks = {loop.create_task(upwards()), loop.create_task(downwards())}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            return done.pop().result()
+        except (aiohttp.ClientError, OSError) as exc:
+            logger.warning("A WebSocket broke off: %s", exc)
+            return 1011, ""
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _close_client(send: Any, code: int, reason: str) -> None:
+    """Close the client's side. ``code`` 0: it has closed itself."""
+    if code == 0:
+        return
+    if code == 1006:
+        # The upstream vanished. RFC 6455 keeps 1006 off the wire; 1014 is what a gateway says (IANA registry).
+        code = 1014
+    elif code in _NOT_SENDABLE:
+        code = 1000
+    try:
+        await send({"type": "websocket.close", "code": code, "reason": reason})
+    except (OSError, RuntimeError):
+        # Gone before it could be told.
+        pass
+
+
+async def _refuse(scope: Any, send: Any, refusal: Refused, found: Incoming | None, request_id: bytes) -> None:
+    """Refuse the handshake with our JSON; with a bare close where the server cannot carry an answer."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": _POLICY, "reason": refusal.code})
+        return
+    status, headers, body = answers.build(refusal.code, request_id, found.accept_language if found else b"")
+    headers.extend(refusal.headers)
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,192 @@
+"""The gateway as it is served: uvicorn with the settings of production's worker, on a real port, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, Self
+
+import httpx
+import uvicorn
+import uvloop
+
+from proxy.gateway import Gateway
+
+DEVICE = "device-one"
+
+
+class LiveGateway:
+    """One worker. ``gateway`` is the application's own object, to look into from tests."""
+
+    def __init__(self, *, port: int = 0) -> None:
+        self.gateway = Gateway()
+        self.port = port
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def proxy(self) -> str:
+        return f"{self.url}/api/v1/proxy"
+
+    async def _application(self, scope: Any, receive: Any, send: Any) -> None:
+        import zenzefi.asgi
+
+        # The dispatcher of production around a gateway of this test.
+        await zenzefi.asgi.dispatch(self.gateway, scope, receive, send)
+
+    def start(self) -> Self:
+        ready = threading.Event()
+        failures: list[BaseException] = []
+
+        async def serve() -> None:
+            self.loop = asyncio.get_running_loop()
+            config = uvicorn.Config(
+                self._application,
+                host="127.0.0.1",
+                port=self.port,
+                loop="uvloop",
+                http="httptools",
+                ws="websockets-sansio",
+                lifespan="on",
+                interface="asgi3",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=1,
+                log_config=None,
+            )
+            server = self._server = uvicorn.Server(config)
+            running = asyncio.create_task(server.serve())
+            while not server.started and not running.done():
+                await asyncio.sleep(0.005)
+            if server.started:
+                self.port = server.servers[0].sockets[0].getsockname()[1]
+            ready.set()
+            await running
+
+        def run() -> None:
+            try:
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    runner.run(serve())
+            except BaseException as error:
+                failures.append(error)
+                ready.set()
+
+        self._thread = threading.Thread(target=run, name="live-gateway", daemon=True)
+        self._thread.start()
+        assert ready.wait(15), "the gateway did not start"
+        if failures:
+            raise failures[0]
+        assert self.port
+        return self
+
+    def stop(self) -> None:
+        server, self._server = self._server, None
+        if server is None or self._thread is None:
+            return
+        server.should_exit = True
+        self._thread.join(15)
+        assert not self._thread.is_alive(), "the gateway did not stop"
+
+    def run(self, coroutine: Any) -> Any:
+        """Run a coroutine in the gateway's event loop and return its result."""
+        assert self.loop is not None
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    def client(self, token: str | None = None, *, device: str | None = DEVICE, **options: Any) -> httpx.Client:
+        """Return an HTTP client for paths below the proxy's prefix."""
+        headers = {}
+        if token is not None:
+            headers["X-Access-Token"] = token
+        if device is not None:
+            headers["X-Device-ID"] = device
+        return httpx.Client(base_url=f"{self.proxy}/", headers=headers, timeout=15, trust_env=False, **options)
+
+    def raw(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        self.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+
+
+def request_bytes(
+    target: str,
+    token: str | None,
+    *,
+    method: str = "GET",
+    device: str | None = DEVICE,
+    extra: bytes = b"",
+    body: bytes = b"",
+    host: str = "gateway.test",
+) -> bytes:
+    """Return a request as bytes, for what no HTTP client would send. ``target`` stands below the prefix."""
+    lines = [f"{method} /api/v1/proxy/{target} HTTP/1.1".encode(), f"Host: {host}".encode()]
+    if token is not None:
+        lines.append(f"X-Access-Token: {token}".encode())
+    if device is not None:
+        lines.append(f"X-Device-ID: {device}".encode())
+    return b"\r\n".join(lines) + b"\r\n" + extra + b"\r\n" + body
+
+
+def read_all(peer: socket.socket) -> bytes:
+    """Return everything up to the end of the connection."""
+    data = bytearray()
+    while True:
+        try:
+            piece = peer.recv(65536)
+        except ConnectionResetError:
+            break
+        if not piece:
+            break
+        data += piece
+    return bytes(data)
+
+
+def read_response(peer: socket.socket) -> tuple[int, dict[str, list[str]], bytes]:
+    """Read one response with a length or chunks off a connection."""
+    data = bytearray()
+    while b"\r\n\r\n" not in data:
+        piece = peer.recv(65536)
+        assert piece, f"closed after {bytes(data)!r}"
+        data += piece
+    head, _, rest = bytes(data).partition(b"\r\n\r\n")
+    status_line, *lines = head.decode("latin-1").split("\r\n")
+    headers: dict[str, list[str]] = {}
+    for line in lines:
+        name, _, value = line.partition(": ")
+        headers.setdefault(name.lower(), []).append(value)
+    status = int(status_line.split(" ")[1])
+    body = rest
+    if "content-length" in headers:
+        while len(body) < int(headers["content-length"][0]):
+            piece = peer.recv(65536)
+            assert piece
+            body += piece
+    elif "transfer-encoding" in headers:
+        while not body.endswith(b"0\r\n\r\n"):
+            piece = peer.recv(65536)
+            assert piece
+            body += piece
+        decoded, remaining = b"", body
+        while remaining:
+            size, _, remaining = remaining.partition(b"\r\n")
+            length = int(size, 16)
+            decoded += remaining[:length]
+            remaining = remaining[length + 2 :]
+        body = decoded
+    return status, headers, body

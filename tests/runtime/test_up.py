@@ -1,0 +1,267 @@
+"""``manage.py up`` as its user meets it: it serves, survives, says no, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from zenzefi.runtime import embedded
+from zenzefi.runtime.children import survivors
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+def environ(var_dir: Path, port: int, **more: str) -> dict[str, str]:
+    dropped = {"DATABASE_URL", "REDIS_URL", "ZENZEFI_TARGET_URL", "MAKELEVEL", "COV_CORE_SOURCE"}
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return kept | {
+        "DJANGO_SETTINGS_MODULE": "zenzefi.settings.base",
+        "VAR_DIR": str(var_dir),
+        "PORT": str(port),
+        "WEB_WORKERS": "1",
+        **more,
+    }
+
+
+def manage(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@contextmanager
+def up(var_dir: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    process = subprocess.Popen(
+        [sys.executable, "manage.py", "up"],
+        cwd=ROOT,
+        env=environ(var_dir, port),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    stdout = process.stdout
+    reader = threading.Thread(target=lambda: lines.extend(stdout), daemon=True)
+    reader.start()
+    try:
+        wait_for(lambda: healthy(port) or process.poll() is not None, 90)
+        assert process.poll() is None, "".join(lines)
+        yield process, lines
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+        reader.join(30)
+        stdout.close()
+
+
+def wait_for(happens: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def children(var_dir: Path) -> list[psutil.Process]:
+    return survivors(str(embedded.runtime_directory(var_dir)))
+
+
+def web_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    below = psutil.Process(process.pid).children()
+    [master] = [child for child in below if "gunicorn" in child.cmdline()]
+    return master.children()
+
+
+def assert_nothing_left(var_dir: Path, port: int) -> None:
+    directory = embedded.runtime_directory(var_dir)
+    assert children(var_dir) == []
+    assert not directory.exists()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_it_serves_beside_other_commands_and_leaves_nothing(tmp_path: Path) -> None:
+    var_dir, port = tmp_path / "a path with spaces" / "var", free_port()
+    with up(var_dir, port) as (process, lines):
+        roles = {" ".join(child.cmdline()[2:]) for child in psutil.Process(process.pid).children()}
+        assert sum("celery" in role and " beat " in role for role in roles) == 1
+        assert sum("celery" in role and " worker " in role for role in roles) == 1
+
+        beside = manage("shell", "-v0", "-c", "print('beside')", env=environ(var_dir, port))
+        assert (beside.returncode, beside.stdout) == (0, "beside\n"), beside.stderr
+        assert healthy(port)
+
+        again = manage("up", env=environ(var_dir, free_port()))
+        assert again.returncode == 1
+        assert f"already runs on the data in {var_dir} (process {process.pid}" in again.stderr
+
+        other = tmp_path / "other"
+        taken = manage("up", env=environ(other, port))
+        assert taken.returncode == 1
+        assert f"Port {port} on 127.0.0.1 is taken" in taken.stderr
+        assert len(taken.stderr.splitlines()) == 1
+        assert not (other / "postgres").exists()
+        assert not embedded.runtime_directory(other).exists()
+
+        assert healthy(port)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert_nothing_left(var_dir, port)
+    said = "".join(lines)
+    assert f"Zenzefi serves on http://127.0.0.1:{port}" in said
+    assert "Traceback" not in said
+
+
+def test_what_is_killed_comes_back_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    var_dir, port = tmp_path / "var", free_port()
+    with up(var_dir, port) as (process, lines):
+        [worker] = web_workers(process)
+        worker.kill()
+        wait_for(lambda: healthy(port) and worker not in web_workers(process), 30)
+
+        [master] = [c for c in psutil.Process(process.pid).children() if "gunicorn" in c.cmdline()]
+        master.kill()
+        wait_for(lambda: "web ended with SIGKILL" in "".join(lines), 30)
+        wait_for(lambda: healthy(port), 30)
+
+        lease = embedded.Lease(var_dir, fsync=True)
+        for server in lease.postgres.running() + lease.redis.running():
+            server.kill()
+        wait_for(lambda: "".join(lines).count("Starting Redis") == 2, 30)
+        wait_for(lambda: healthy(port), 30)
+        with psycopg.connect(embedded.database_url(var_dir)) as connection:
+            assert connection.execute("SELECT count(*) FROM django_migrations").fetchone() != (0,)
+
+        # What the terminal does at Ctrl-C: the signal goes to the whole foreground process group.
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 0
+    assert_nothing_left(var_dir, port)
+
+
+def test_after_kill_9_the_next_start_is_clean(tmp_path: Path) -> None:
+    var_dir, port = tmp_path / "var", free_port()
+    with up(var_dir, port) as (process, _):
+        with psycopg.connect(embedded.database_url(var_dir)) as connection:
+            connection.execute("CREATE TABLE note AS SELECT 'kept' AS value")
+        process.kill()
+        process.wait()
+        # Nobody tells them; the kernel does.
+        wait_for(lambda: children(var_dir) == [], 30)
+    with up(var_dir, port) as (process, lines):
+        with psycopg.connect(embedded.database_url(var_dir)) as connection:
+            assert connection.execute("SELECT value FROM note").fetchone() == ("kept",)
+        # At once, while everything still runs.
+        victims = [psutil.Process(process.pid), *children(var_dir)]
+        process.kill()
+        process.wait()
+    with up(var_dir, port) as (process, lines):
+        assert not any(victim.is_running() for victim in victims)
+        assert "Traceback" not in "".join(lines)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(30) == 0
+    assert_nothing_left(var_dir, port)
+
+
+def test_stopped_while_it_starts_it_leaves_nothing(tmp_path: Path) -> None:
+    var_dir, port = tmp_path / "var", free_port()
+    for moment in ("Creating the PostgreSQL", "Migrating the database", "Starting upstream, web, worker, beat"):
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "up"],
+            cwd=ROOT,
+            env=environ(var_dir, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            said = ""
+            while moment not in said:
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+            process.send_signal(signal.SIGTERM)
+            said += process.stdout.read()
+        assert process.wait(30) == 0, said
+        assert "Traceback" not in said
+        assert_nothing_left(var_dir, port)
+
+
+def test_a_reader_that_stops_reading_does_not_stop_the_platform(tmp_path: Path) -> None:
+    var_dir, port = tmp_path / "var", free_port()
+    reading, writing = os.pipe()
+    # The smallest pipe the kernel makes, already full.
+    os.set_blocking(writing, False)
+    try:
+        while True:
+            os.write(writing, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writing, True)
+    process = subprocess.Popen(
+        [sys.executable, "manage.py", "up"], cwd=ROOT, env=environ(var_dir, port), stdout=writing, stderr=writing
+    )
+    os.close(writing)
+    try:
+        wait_for(lambda: healthy(port), 90)
+        os.close(reading)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert_nothing_left(var_dir, port)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("PORT", "eight", "PORT must be a whole number"),
+        ("HOST", "no.such.host.invalid", "HOST 'no.such.host.invalid' cannot be resolved"),
+        ("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "The PostgreSQL of DATABASE_URL does not answer"),
+    ],
+)
+def test_a_value_that_cannot_work_is_named_in_one_sentence(
+    tmp_path: Path, variable: str, value: str, sentence: str
+) -> None:
+    done = manage("up", env=environ(tmp_path, free_port(), **{variable: value}))
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stdout
+    assert not embedded.runtime_directory(tmp_path).exists()
