@@ -55,11 +55,11 @@ class ProviderNotAvailable(DomainError):
     detail = _("This payment provider is not available.")
 
 
-class AmountTooSmall(DomainError):
-    """The amount buys less than 0.01 ZNC."""
+class AmountNotPayable(DomainError):
+    """The amount buys less than 0.01 ZNC, or has more decimal places than the currency."""
 
-    code = "amount_too_small"
-    detail = _("The amount is too small.")
+    code = "amount_not_payable"
+    detail = _("This amount cannot be paid in this currency.")
 
 
 class ReturnUrlRefused(DomainError):

@@ -254,7 +254,7 @@ PAYMENT_TRANSITIONS = [
 class Payment(models.Model):
     """A top-up through a payment provider, in one currency at the rate of the moment it was asked for.
 
-    What was agreed never changes, and ``status`` moves only along :data:`PAYMENT_TRANSITIONS`; the database refuses both.
+    What was agreed never changes, and ``status`` moves only along :data:`PAYMENT_TRANSITIONS`; the database sees to it.
     ``status`` follows from what the provider told (paid, refunded so far, disputes), whatever the order:
     see :func:`wallet.payments.services.apply_provider_state`.
     """
@@ -280,9 +280,9 @@ class Payment(models.Model):
     return_url = models.URLField(_("return address"), max_length=2048)
     payment_url = models.URLField(_("payment page"), max_length=4096, blank=True, default="")
     #: The provider's own id of what it was asked for (Checkout Session, payment), and of the money movement behind
-    #: it where that is another object (Stripe's PaymentIntent).
-    provider_payment_id = models.CharField(_("provider's id"), max_length=255, null=True, blank=True)
-    provider_reference = models.CharField(_("provider's reference"), max_length=255, null=True, blank=True)
+    #: it where that is another object (Stripe's PaymentIntent). Null while unknown, since they are unique.
+    provider_payment_id = models.CharField(_("provider's id"), max_length=255, null=True, blank=True)  # noqa: DJ001
+    provider_reference = models.CharField(_("provider's reference"), max_length=255, null=True, blank=True)  # noqa: DJ001
     idempotency_hash = models.BinaryField(max_length=32, null=True, editable=False)
     request_hash = models.BinaryField(max_length=32, null=True, editable=False)
     #: In the payment's currency, cumulative.

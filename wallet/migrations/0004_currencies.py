@@ -1,5 +1,5 @@
 import uuid
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from django.db import migrations
@@ -14,7 +14,7 @@ CURRENCIES = [
     ("USD", "US dollar", "9.30", "1"),
     ("EUR", "Euro", "10.8375", "1"),
 ]
-START = datetime(2025, 1, 1, tzinfo=timezone.utc)
+START = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 def create(apps, schema_editor):

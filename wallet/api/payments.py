@@ -1,0 +1,212 @@
+"""Payments, rates and the providers' notifications over HTTP."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from typing import Any
+
+from django.core import signing
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.shortcuts import render
+from django.utils.decorators import method_decorator
+from django.utils.translation import gettext as _
+from django.views import View
+from django.views.decorators.csrf import csrf_exempt
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework.generics import GenericAPIView
+from rest_framework.permissions import AllowAny, IsAdminUser
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from wallet.api.payments_serializers import (
+    PaymentSerializer,
+    RateSerializer,
+    ReceivedSerializer,
+    StartPaymentSerializer,
+)
+from wallet.exceptions import (
+    MalformedNotification,
+    NotificationNotProcessed,
+    PaymentNotFound,
+    PaymentNotPayable,
+    ProviderNotAvailable,
+)
+from wallet.models import Payment
+from wallet.payments import selectors, services
+from wallet.payments.providers import get_provider, mock
+from wallet.services import demand_mock_payments
+from zenzefi.lib.errors import DomainError, NotFound, error_response
+from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, key_of
+from zenzefi.lib.network import client_address
+
+logger = logging.getLogger(__name__)
+
+
+class RatesView(GenericAPIView[Any]):
+    permission_classes = [AllowAny]
+    serializer_class = RateSerializer
+
+    @extend_schema(summary="Exchange rates", tags=["Wallet"], responses=RateSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        page: Any = self.paginate_queryset(selectors.current_rates())
+        return self.get_paginated_response(RateSerializer(page, many=True).data)
+
+
+class PurchaseView(APIView):
+    @extend_schema(
+        summary="Top up",
+        description="Opens a payment at today's rate; the customer pays at payment_url.",
+        tags=["Wallet"],
+        parameters=[IDEMPOTENCY_KEY],
+        request=StartPaymentSerializer,
+        responses={201: PaymentSerializer},
+    )
+    def post(self, request: Request) -> Response:
+        body = StartPaymentSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        # Its own idempotency, kept on the payment: the provider is called between two transactions.
+        payment = services.start_payment(user=request.user, idempotency_key=key_of(request), **body.validated_data)
+        return Response(PaymentSerializer(payment).data, status=201)
+
+
+class PaymentsView(GenericAPIView[Any]):
+    serializer_class = PaymentSerializer
+
+    @extend_schema(summary="Payments", tags=["Wallet"], responses=PaymentSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        page: Any = self.paginate_queryset(selectors.payments_of(request.user))
+        return self.get_paginated_response(PaymentSerializer(page, many=True).data)
+
+
+class PaymentView(APIView):
+    @extend_schema(summary="One payment", tags=["Wallet"], responses=PaymentSerializer)
+    def get(self, request: Request, payment_id: uuid.UUID) -> Response:
+        return Response(PaymentSerializer(selectors.payment_of(request.user, payment_id)).data)
+
+
+class SimulatePaymentView(APIView):
+    permission_classes = [IsAdminUser]
+
+    @extend_schema(
+        summary="Pay a mock payment",
+        description="For staff, while the mock payment provider is on; 404 otherwise.",
+        tags=["Wallet"],
+        request=None,
+        responses=PaymentSerializer,
+    )
+    def post(self, request: Request, payment_id: uuid.UUID) -> Response:
+        demand_mock_payments()
+        payment = services.settle_mock_payment(payment_id=payment_id, succeed=True)
+        return Response(PaymentSerializer(payment).data)
+
+
+class NotificationView(APIView):
+    """A provider speaks here. It proves who it is by its signature or address, not by signing in."""
+
+    authentication_classes = []
+    permission_classes = [AllowAny]
+    throttle_classes = []
+
+    @extend_schema(
+        summary="A payment provider's notification",
+        description="The body is the provider's own. 403 when its origin is not proven; 503 when it must be resent.",
+        tags=["Payment providers"],
+        request=OpenApiTypes.OBJECT,
+        responses=ReceivedSerializer,
+    )
+    def post(self, request: Request, provider: str | None = None) -> Response:
+        # The raw bytes: a signature is over them, not over what they parse to.
+        body = request._request.body
+        name = provider or _provider_of(request, body)
+        try:
+            get_provider(name)
+        except ProviderNotAvailable:
+            raise NotFound from None
+        try:
+            services.receive_notification(
+                provider=name, body=body, headers=request.headers, address=client_address(request._request)
+            )
+        except DomainError as exc:
+            if exc.status in {403, 503} or isinstance(exc, MalformedNotification):
+                raise
+            logger.exception("A notification of %s was not processed", name)
+            raise NotificationNotProcessed from exc
+        return Response({"received": True})
+
+
+def _provider_of(request: Request, body: bytes) -> str:
+    """Return who speaks on the address that all providers share; whether it is true is found out later."""
+    if "Stripe-Signature" in request.headers:
+        return "stripe"
+    if mock.SIGNATURE_HEADER in request.headers:
+        return "mock"
+    try:
+        payload = json.loads(body)
+    except ValueError:
+        raise MalformedNotification from None
+    if isinstance(payload, dict) and payload.get("type") == "notification":
+        return "yookassa"
+    # Unsigned, and nobody's form: refused like a wrong signature.
+    return "mock"
+
+
+_POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+_SALT = "mock-payment-page"
+
+
+@method_decorator(csrf_exempt, name="dispatch")  # the form carries a signed token of its own: nobody has a session here
+class MockPaymentView(View):
+    """The mock provider's payment page. Looking at it changes nothing; its two buttons work once."""
+
+    http_method_names = ["get", "head", "post"]
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        try:
+            demand_mock_payments()
+            response = super().dispatch(request, *args, **kwargs)
+        except DomainError as exc:
+            return error_response(exc)
+        response["Cache-Control"] = "no-store"
+        response["Content-Security-Policy"] = _POLICY
+        return response
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return _page(request, selectors.mock_payment(_payment_id(request.GET.get("payment_id"))))
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        payment = selectors.mock_payment(_payment_id(request.GET.get("payment_id")))
+        try:
+            signed = signing.loads(request.POST.get("token", ""), salt=_SALT, max_age=mock.PAGE_LIFETIME)
+        except signing.BadSignature:
+            signed = None
+        if signed != str(payment.pk) or request.POST.get("action") not in {"pay", "cancel"}:
+            return _page(request, payment, status=403)
+        try:
+            services.settle_mock_payment(payment_id=payment.pk, succeed=request.POST["action"] == "pay")
+        except PaymentNotPayable:
+            payment.refresh_from_db()
+            return _page(request, payment, status=409)
+        return HttpResponseRedirect(payment.return_url, status=303)
+
+
+def _payment_id(text: str | None) -> uuid.UUID:
+    try:
+        return uuid.UUID(text or "")
+    except ValueError:
+        raise PaymentNotFound from None
+
+
+def _page(request: HttpRequest, payment: Payment, *, status: int = 200) -> HttpResponse:
+    context = {
+        "payment": payment,
+        "amount": PaymentSerializer(payment).data["amount"],
+        "token": signing.dumps(str(payment.pk), salt=_SALT),
+        "pending": payment.status == Payment.Status.PENDING,
+        "refused": _("This form is no longer valid. Please try again.") if status == 403 else "",
+    }
+    return render(request, "wallet/mock_payment.html", context, status=status)
