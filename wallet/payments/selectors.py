@@ -37,7 +37,7 @@ def current_rates() -> QuerySet[ExchangeRate]:
     """Return today's rate of every currency that is sold, by code."""
     latest = (
         ExchangeRate.objects.filter(currency__is_active=True, effective_from__lte=clock.now())
-        .order_by("currency", "-effective_from")
-        .distinct("currency")
+        .order_by("currency_id", "-effective_from")
+        .distinct("currency_id")
     )
-    return ExchangeRate.objects.filter(pk__in=latest.values("pk")).select_related("currency").order_by("currency")
+    return ExchangeRate.objects.filter(pk__in=latest.values("pk")).select_related("currency").order_by("currency_id")

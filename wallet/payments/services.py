@@ -255,12 +255,13 @@ def apply_provider_state(*, payment_id: uuid.UUID, state: ProviderState, event_i
         payment.canceled_at = clock.now()
         payment.poll_at = None
     if payment.is_paid:
-        held_back = _settle_reversals(payment)
+        disputed = _settle_reversals(payment)
         payment.poll_at = None
-        payment.status = _status_of(payment, held_back)
+        payment.status = _status_of(payment, disputed)
     payment.save()
     if payment.status != before:
-        _tell(payment)
+        won = (before, payment.status) == (Payment.Status.DISPUTED, Payment.Status.SUCCEEDED)
+        _tell(payment, "payment.dispute_won" if won else f"payment.{payment.status}")
     if event_id is not None:
         PaymentEvent.objects.filter(pk=event_id).update(
             payment=payment, processed_at=clock.now(), outcome=payment.status, retry_at=None
@@ -313,7 +314,7 @@ def _next_receipt_number(at: datetime) -> str:
 
 
 def _settle_reversals(payment: Payment) -> Decimal:
-    """Take or give back credits until what is held back is what refunds and disputes ask for; return that in ZNC."""
+    """Take or give back credits until refunds and disputes are met; return what is disputed."""
     disputed = sum(
         payment.disputes.exclude(outcome=PaymentDispute.Outcome.WON).values_list("amount", flat=True), Decimal(0)
     )
@@ -343,10 +344,10 @@ def _status_of(payment: Payment, disputed: Decimal) -> str:
     return Payment.Status.SUCCEEDED
 
 
-def _tell(payment: Payment) -> None:
+def _tell(payment: Payment, event: str) -> None:
     balance, owed = Account.objects.values_list("balance", "owed").get(user=payment.user)
     record(
-        f"payment.{payment.status}",
+        event,
         payment.user,
         {
             "payment_id": str(payment.pk),

@@ -88,8 +88,8 @@ class StripeProvider(PaymentProvider):
             options={"idempotency_key": f"payment-{payment.pk}"},
         )
         return Created(
-            provider_payment_id=session.id,
-            payment_url=session.url,
+            provider_payment_id=session["id"],
+            payment_url=session["url"],
             reference=_id_of(session.get("payment_intent")),
         )
 
@@ -127,8 +127,7 @@ class StripeProvider(PaymentProvider):
         )
         if made["status"] in {"failed", "canceled"}:
             raise ProviderRefused
-        refund_id: str = made["id"]
-        return refund_id
+        return str(made["id"])
 
     def authenticate(self, *, body: bytes, headers: Mapping[str, str], address: str) -> Notification:
         try:
@@ -138,7 +137,7 @@ class StripeProvider(PaymentProvider):
                 settings.STRIPE_WEBHOOK_SECRET,
                 api_key=settings.STRIPE_SECRET_KEY,
             )
-            payload = event.to_dict()
+            payload = event.to_dict(for_json=True)
             return Notification(event_id=payload["id"], kind=payload["type"], payload=payload)
         except stripe.SignatureVerificationError:
             raise InvalidNotification from None
@@ -230,9 +229,10 @@ def _id_of(reference: Any) -> str:
     return reference if isinstance(reference, str) else str(reference["id"])
 
 
-def _call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+def _call(operation: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     try:
-        return operation(*args, **kwargs)
+        answer: dict[str, Any] = operation(*args, **kwargs).to_dict(for_json=True)
+        return answer
     except (
         stripe.APIConnectionError,
         stripe.RateLimitError,
