@@ -589,7 +589,7 @@ def test_twenty_confirmations_at_once_credit_once():
     for _ in range(3):
         user = user_with()
         payment = start(user, "10.00")
-        outcomes = run_at_once(20, lambda _: apply(payment, Told.SUCCEEDED))
+        outcomes = run_at_once(20, lambda _, payment=payment: apply(payment, Told.SUCCEEDED))
         assert all(isinstance(outcome, Payment) for outcome in outcomes), outcomes
         assert standing(user) == ("10.00", "0.00")
     numbers = sorted(Payment.objects.values_list("receipt_number", flat=True))
