@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import uuid
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connection, transaction
 from django.test import Client
 from django.utils import timezone
 
@@ -18,8 +19,9 @@ from tests.factories import StaffFactory
 from tests.money import api, user_with
 from tests.threads import run_at_once
 from tokens.services import purchase_token
-from wallet.exceptions import DebtOutstanding
+from wallet.exceptions import AlreadyPosted, DebtOutstanding
 from wallet.models import Currency, ExchangeRate, Payment, PaymentDispute, PaymentEvent, ReceiptSeries, Transfer
+from wallet.payments import reconciliation as payments_reconciliation
 from wallet.payments import services
 from wallet.payments.providers import mock
 from wallet.payments.providers.base import DisputeState, ProviderState, Told
@@ -597,6 +599,24 @@ def test_twenty_confirmations_at_once_credit_once():
 
 
 @pytest.mark.django_db(transaction=True)
+def test_without_the_lock_confirmations_collide(monkeypatch):
+    """The negative control: everyone reads "pending", and only the ledger's own guard keeps the second one out."""
+    all_have_read = threading.Barrier(4, timeout=30)
+
+    def read_without_lock(payment_id: Any) -> Payment:
+        payment = Payment.objects.select_related("currency", "user").get(pk=payment_id)
+        all_have_read.wait()
+        return payment
+
+    user = user_with()
+    payment = start(user, "10.00")
+    monkeypatch.setattr(services, "_lock", read_without_lock)
+    outcomes = run_at_once(4, lambda _: apply(payment, Told.SUCCEEDED))
+    assert sum(isinstance(outcome, AlreadyPosted) for outcome in outcomes) == 3
+    assert standing(user) == ("10.00", "0.00")
+
+
+@pytest.mark.django_db(transaction=True)
 def test_receipts_have_no_gaps_when_many_payments_succeed_and_some_fail():
     payments = [start(user_with(), "10.00") for _ in range(20)]
 
@@ -628,3 +648,41 @@ def test_a_refund_asked_for_twice_at_once_is_paid_once():
     run_at_once(8, lambda _: services.refund_payment(payment_id=payment.pk, reason="x", actor=staff))
     assert standing(user) == ("0.00", "0.00")
     assert payment.refunds.filter(status="done").count() == 1
+
+
+# Reconciliation
+
+
+def drifts() -> list[str]:
+    with connection.cursor() as cursor:
+        found = []
+        for check in payments_reconciliation._CHECKS:
+            cursor.execute(check.query)
+            found += [check.name for _ in cursor.fetchall()]
+        return found
+
+
+def test_reconciliation_finds_what_was_tampered_with():
+    user = user_with("3.00")
+    payment = pay(start(user))
+    apply(payment, refunded=Decimal("100.00"), disputes=dispute("open", "200.00"))
+    apply(payment, disputes=dispute("won", "200.00"))
+    start(user)
+    assert drifts() == []
+    names = [check.name for check in payments_reconciliation._CHECKS]
+    for sql, expected in (
+        ("UPDATE wallet_payment SET reversed_znc = 0 WHERE reversed_znc > 0", names[1]),
+        ("UPDATE wallet_receiptseries SET last_number = 2", names[2]),
+        ("UPDATE wallet_payment SET amount_znc = 101 WHERE status = 'succeeded'", names[0]),
+        (
+            "UPDATE wallet_payment SET status = 'pending', succeeded_at = NULL, receipt_number = NULL "
+            "WHERE status = 'succeeded'",
+            names[0],
+        ),
+    ):
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL session_replication_role = replica")
+            cursor.execute(sql)
+            assert expected in drifts(), sql
+            transaction.set_rollback(True)
+    assert drifts() == []
