@@ -393,6 +393,8 @@ class PaymentRefund(models.Model):
         REQUESTED = "requested", _("Requested")
         DONE = "done", _("Done")
         REFUSED = "refused", _("Refused")
+        #: The provider never answered within the time it remembers the key for; staff look at its own pages.
+        UNKNOWN = "unknown", _("Outcome unknown")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     payment = models.ForeignKey(Payment, on_delete=models.PROTECT, related_name="refunds", verbose_name=_("payment"))

@@ -34,7 +34,7 @@ def act(client: Any, action: str, *payments: Payment, **extra: Any) -> Any:
 
 
 def staff_with(*permissions: str) -> Any:
-    staff = StaffFactory()
+    staff: Any = StaffFactory()
     staff.user_permissions.set(Permission.objects.filter(codename__in=("view_payment", *permissions)))
     return staff_client(staff)
 

@@ -265,6 +265,22 @@ def test_a_refund_whose_answer_was_lost_is_finished_once(server, settings):
     assert len({request[2]["idempotency-key"] for request in refunds}) == 1
 
 
+def test_a_refund_is_not_asked_for_again_when_its_key_is_forgotten(server):
+    user, staff = user_with(), StaffFactory()
+    payment = start(user)
+    send("checkout.session.completed", server.pay(payment.provider_payment_id))
+    server.failing = True
+    with pytest.raises(ProviderUnavailable):
+        services.refund_payment(payment_id=payment.pk, reason="asked", actor=staff)
+    server.failing = False
+    asked = len(server.requests)
+    payment.refunds.update(created_at=timezone.now() - services.KEY_LIFETIME)
+    assert services.resume_refunds() == 0
+    assert len(server.requests) == asked
+    assert payment.refunds.get().status == "unknown"
+    assert standing(user) == ("100.00", "0.00")
+
+
 def test_a_refund_that_stripe_refuses_takes_nothing(server):
     user, staff = user_with(), StaffFactory()
     payment = start(user)
@@ -305,14 +321,14 @@ def test_no_transaction_is_open_while_the_provider_is_called(server, monkeypatch
 def open_many(server: StripeServer, owners: list[Any]) -> list[Payment]:
     """Open a payment of 10.00 ZNC for each, as :func:`start` does, without a request for each."""
     model = start(owners[0], "10.00")
-    payments = []
+    payments: list[Payment] = []
     for owner in owners:
         payment = Payment.objects.get(pk=model.pk)
         payment.pk = payment.id = uuid.uuid4()
         payment.user = owner
-        payment.provider_payment_id = f"cs_test_copy_{len(payments)}"
-        server.sessions[payment.provider_payment_id] = server.sessions[model.provider_payment_id] | {
-            "id": payment.provider_payment_id,
+        payment.provider_payment_id = session_id = f"cs_test_copy_{len(payments)}"
+        server.sessions[session_id] = server.sessions[str(model.provider_payment_id)] | {
+            "id": session_id,
             "metadata": {"payment_id": str(payment.pk)},
         }
         payments.append(payment)
@@ -367,6 +383,6 @@ def test_a_thousand_events_three_times_shuffled_from_eight_threads(server):
     assert {user.pk: balance_of(user).balance for user in users} == expected
     assert Transfer.objects.filter(kind="DEPOSIT").count() == 500
     assert PaymentEvent.objects.filter(processed_at__isnull=False).count() == PaymentEvent.objects.count() == 1000
-    numbers = sorted(Payment.objects.values_list("receipt_number", flat=True))
+    numbers = sorted(map(str, Payment.objects.values_list("receipt_number", flat=True)))
     assert numbers == [f"{timezone.now().year}-{n:06d}" for n in range(1, 501)]
     assert [drift for outcome in reconcile() for drift in outcome.drifts] == []

@@ -8,6 +8,7 @@ import threading
 import uuid
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -512,6 +513,12 @@ def test_a_signed_notification_that_is_no_notification_is_refused(body):
     assert not PaymentEvent.objects.exists()
 
 
+def test_a_huge_notification_is_refused(settings):
+    body = b" " * (settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
+    answer = notify(body, **{"X-Mock-Signature": mock.sign(body)})
+    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+
+
 # Polling
 
 
@@ -523,7 +530,8 @@ def test_a_pending_payment_is_asked_about_until_it_is_settled():
     Payment.objects.update(poll_at=due)
     assert services.poll_due_payments() == 1
     payment.refresh_from_db()
-    assert payment.polls == 1 and payment.poll_at > timezone.now()
+    assert payment.polls == 1
+    assert payment.poll_at is not None and payment.poll_at > timezone.now()
     # The event was stored, and then the process died.
     PaymentEvent.objects.create(
         provider="mock", event_id="e1", kind=mock.SUCCEEDED, payload=json.loads(mock_event(payment)), payment=payment
@@ -586,15 +594,19 @@ def test_a_pending_or_disputed_payment_is_not_refunded():
 # Races
 
 
+def confirm(payment: Payment, _: int) -> Payment:
+    return apply(payment, Told.SUCCEEDED)
+
+
 @pytest.mark.django_db(transaction=True)
 def test_twenty_confirmations_at_once_credit_once():
     for _ in range(3):
         user = user_with()
         payment = start(user, "10.00")
-        outcomes = run_at_once(20, lambda _, payment=payment: apply(payment, Told.SUCCEEDED))
+        outcomes = run_at_once(20, partial(confirm, payment))
         assert all(isinstance(outcome, Payment) for outcome in outcomes), outcomes
         assert standing(user) == ("10.00", "0.00")
-    numbers = sorted(Payment.objects.values_list("receipt_number", flat=True))
+    numbers = sorted(map(str, Payment.objects.values_list("receipt_number", flat=True)))
     assert numbers == [f"{timezone.now().year}-{n:06d}" for n in (1, 2, 3)]
 
 
@@ -611,7 +623,7 @@ def test_without_the_lock_confirmations_collide(monkeypatch):
     user = user_with()
     payment = start(user, "10.00")
     monkeypatch.setattr(services, "_lock", read_without_lock)
-    outcomes = run_at_once(4, lambda _: apply(payment, Told.SUCCEEDED))
+    outcomes = run_at_once(4, partial(confirm, payment))
     assert sum(isinstance(outcome, AlreadyPosted) for outcome in outcomes) == 3
     assert standing(user) == ("10.00", "0.00")
 
@@ -620,12 +632,12 @@ def test_without_the_lock_confirmations_collide(monkeypatch):
 def test_receipts_have_no_gaps_when_many_payments_succeed_and_some_fail():
     payments = [start(user_with(), "10.00") for _ in range(20)]
 
-    def confirm(number: int) -> Payment:
+    def report(number: int) -> Payment:
         facts = {"amount": Decimal("1.00")} if number % 4 == 0 else {}
         return apply(payments[number], Told.SUCCEEDED, **facts)
 
-    run_at_once(20, confirm)
-    numbers = sorted(Payment.objects.exclude(receipt_number=None).values_list("receipt_number", flat=True))
+    run_at_once(20, report)
+    numbers = sorted(map(str, Payment.objects.exclude(receipt_number=None).values_list("receipt_number", flat=True)))
     assert numbers == [f"{timezone.now().year}-{n:06d}" for n in range(1, 16)]
 
 

@@ -139,6 +139,14 @@ class NotificationView(APIView):
         return Response({"received": True})
 
 
+class NamedNotificationView(NotificationView):
+    """The same, on an address that names the provider."""
+
+    @extend_schema(operation_id="webhooks_payment_provider_create")
+    def post(self, request: Request, provider: str | None = None) -> Response:
+        return super().post(request, provider)
+
+
 def _provider_of(request: Request, body: bytes) -> str:
     """Return who speaks on the address that all providers share; whether it is true is found out later."""
     if "Stripe-Signature" in request.headers:

@@ -12,6 +12,6 @@ urlpatterns = [
     path("currency/payments/<uuid:payment_id>", payments.PaymentView.as_view()),
     path("currency/admin/simulate-payment/<uuid:payment_id>", payments.SimulatePaymentView.as_view()),
     path("webhooks/payment", payments.NotificationView.as_view()),
-    path("webhooks/payment/<slug:provider>", payments.NotificationView.as_view()),
+    path("webhooks/payment/<slug:provider>", payments.NamedNotificationView.as_view()),
     path("webhooks/mock-payment", payments.MockPaymentView.as_view(), name="mock-payment"),
 ]

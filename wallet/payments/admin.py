@@ -65,17 +65,17 @@ class _ReadOnlyInline(admin.TabularInline[Any, Any]):
 
 class DisputeInline(_ReadOnlyInline):
     model = PaymentDispute
-    fields = readonly_fields = ["provider_dispute_id", "outcome", "amount", "created_at", "updated_at"]
+    readonly_fields = ["provider_dispute_id", "outcome", "amount", "created_at", "updated_at"]
 
 
 class RefundInline(_ReadOnlyInline):
     model = PaymentRefund
-    fields = readonly_fields = ["amount", "reason", "requested_by", "status", "provider_refund_id", "created_at"]
+    readonly_fields = ["amount", "reason", "requested_by", "status", "provider_refund_id", "created_at"]
 
 
 class EventInline(_ReadOnlyInline):
     model = PaymentEvent
-    fields = readonly_fields = ["kind", "event_id", "received_at", "processed_at", "outcome", "attempts"]
+    readonly_fields = ["kind", "event_id", "received_at", "processed_at", "outcome", "attempts"]
     ordering = ["pk"]
 
 

@@ -66,6 +66,8 @@ FIRST_POLL = timedelta(seconds=30)
 LONGEST_POLL = timedelta(hours=1)
 FIRST_RETRY = timedelta(seconds=60)
 LONGEST_RETRY = timedelta(hours=6)
+#: Providers remember an idempotency key for a day; a refund is not asked for again after that.
+KEY_LIFETIME = timedelta(hours=23)
 #: Longer than any provider call may take: a request this old that left no page behind has died.
 CREATION_GRACE = timedelta(minutes=2)
 
@@ -541,9 +543,16 @@ def carry_out_refund(*, refund_id: uuid.UUID) -> Payment:
 
 
 def resume_refunds(*, limit: int = 50) -> int:
-    """Finish the refunds whose outcome stayed unknown; return how many were."""
-    horizon = clock.now() - CREATION_GRACE
-    unfinished = PaymentRefund.objects.filter(status=PaymentRefund.Status.REQUESTED, created_at__lt=horizon)
+    """Finish the refunds whose outcome stayed unknown; return how many were.
+
+    After :data:`KEY_LIFETIME` asking again could pay twice, so such a refund is left for staff to look at.
+    """
+    now = clock.now()
+    unfinished = PaymentRefund.objects.filter(
+        status=PaymentRefund.Status.REQUESTED, created_at__lt=now - CREATION_GRACE
+    )
+    if given_up := unfinished.filter(created_at__lt=now - KEY_LIFETIME).update(status=PaymentRefund.Status.UNKNOWN):
+        logger.error("The outcome of %d refunds is unknown", given_up)
     done = 0
     for pk in list(unfinished.order_by("created_at").values_list("pk", flat=True)[:limit]):
         try:

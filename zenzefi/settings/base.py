@@ -366,6 +366,10 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "TokenStatusEnum": "tokens.models.AccessToken.Status",
+        "PaymentStatusEnum": "wallet.models.Payment.Status",
+    },
 }
 
 # --- Languages, time, static files
