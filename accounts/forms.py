@@ -77,8 +77,13 @@ class UserForm(_CheckedUserForm):
 class PasswordForm(AdminPasswordChangeForm):
     """Another password for a user, given by staff: it ends the user's sessions."""
 
-    usable_password = None  # type: ignore[assignment]  # disabling a user is an action of its own
-    actor: User
+    def __init__(self, user: User, *args: Any, actor: User, **kwargs: Any) -> None:
+        super().__init__(user, *args, **kwargs)
+        self.actor = actor
+        # Taking the password away would leave the sessions; disabling a user is an action of its own.
+        self.fields.pop("usable_password", None)
+        for name in ("password1", "password2"):
+            self.fields[name].required = True
 
     def save(self, commit: bool = True) -> User:
         self.user = services.change_password(user=self.user, password=self.cleaned_data["password1"], actor=self.actor)

@@ -28,13 +28,15 @@ def generate_referral_code() -> str:
     return "".join(secrets.choice(REFERRAL_CODE_ALPHABET) for _ in range(REFERRAL_CODE_LENGTH))
 
 
+def same_in_any_case(field: str, value: str) -> Exact:
+    """Return the comparison in the form that the unique index of the field serves."""
+    return Exact(Lower(field), Lower(Value(value)))
+
+
 class UserManager(BaseUserManager["User"]):
     def with_email(self, email: str) -> models.QuerySet[User]:
-        """Users with this address, whatever its case; the form of the comparison is that of the unique index."""
-        return self.filter(Exact(Lower("email"), Lower(Value(normalise_email(email)))))
-
-    def with_username(self, username: str) -> models.QuerySet[User]:
-        return self.filter(Exact(Lower("username"), Lower(Value(normalise_name(username)))))
+        """Users with this address, whatever its case."""
+        return self.filter(same_in_any_case("email", normalise_email(email)))
 
     def get_by_natural_key(self, username: str | None) -> User:
         """Sign-in by e-mail address, whatever its case."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import uuid
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
-from accounts.models import SignInSession, User
+from accounts import access_tokens
+from accounts.exceptions import AccessTokenExpired, InvalidAccessToken
+from accounts.models import SignInSession, User, same_in_any_case
 
 
 def user_by_email(email: str) -> User | None:
@@ -21,12 +23,14 @@ def user_by_referral_code(code: str) -> User | None:
 
 def duplicates(user: User) -> list[str]:
     """Return which of ``email`` and ``username`` another user has already, in any case."""
-    others = User.objects.exclude(pk=user.pk)
-    taken = {
-        "email": others.filter(pk__in=User.objects.with_email(user.email)),
-        "username": others.filter(pk__in=User.objects.with_username(user.username)),
-    }
-    return [field for field, found in taken.items() if found.exists()]
+    same_email, same_username = (same_in_any_case(field, getattr(user, field)) for field in ("email", "username"))
+    found = (
+        User.objects.exclude(pk=user.pk)
+        .filter(Q(same_email) | Q(same_username))
+        .annotate(same_email=same_email, same_username=same_username)
+        .values_list("same_email", "same_username")
+    )
+    return [field for field, taken in zip(("email", "username"), zip(*found, strict=True), strict=False) if any(taken)]
 
 
 def live_session(*, session_id: uuid.UUID, user_id: uuid.UUID) -> SignInSession | None:
@@ -42,3 +46,14 @@ def live_session(*, session_id: uuid.UUID, user_id: uuid.UUID) -> SignInSession 
 def live_sessions(user: User) -> QuerySet[SignInSession]:
     """Return where the user is signed in, latest use first."""
     return SignInSession.objects.alive().filter(user=user).order_by("-last_used_at", "-pk")
+
+
+def is_access_token(text: str) -> bool:
+    """Whether this platform signed the text as an access token, which may have expired since."""
+    try:
+        access_tokens.verify(text)
+    except AccessTokenExpired:
+        return True
+    except InvalidAccessToken:
+        return False
+    return True

@@ -12,5 +12,6 @@ SCHEDULE = {
 
 
 @shared_task
-def forget_ended_sessions() -> None:
-    services.forget_ended_sessions()
+def forget_ended_sessions() -> int:
+    """Delete sessions that ended long ago."""
+    return services.forget_ended_sessions()

@@ -55,6 +55,7 @@ from proxy.validation import (
 )
 from proxy.websocket import relay_websocket
 from tokens import secrets
+from zenzefi.lib import health
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,6 @@ class Gateway:
     def __init__(self) -> None:
         self._started = False
         self._starting: asyncio.Lock | None = None
-        #: Set while the worker is stopping; ``/health/ready`` reads it.
-        self.draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life
@@ -101,7 +100,7 @@ class Gateway:
             return
         conf = settings.GATEWAY
         timeout = settings.REDIS_TIMEOUT
-        self.draining = False
+        health.draining.clear()
         self.database = Database(threads=4, timeout=settings.DATABASE_TIMEOUT + 1, backlog=256)
         self.link = RedisLink(settings.REDIS_URL, timeout=timeout, scripts=SCRIPTS)
         self._changes = RedisLink(
@@ -136,7 +135,7 @@ class Gateway:
         if not self._started:
             return
         self._started = False
-        self.draining = True
+        health.draining.set()
         for exchange in self.registry:
             exchange.interrupt("shutting_down")
         await self.registry.wait_empty(2.0)

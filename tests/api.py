@@ -80,8 +80,9 @@ class Api:
         self.last = response
         assert response.status_code == status, f"{response.status_code}: {response.content.decode()[:2000]}"
         assert response["X-Request-ID"]
-        parsed = json.loads(response.content) if response.content else None
+        parsed: Any = json.loads(response.content) if response.content else None
         if status >= 400:
+            assert isinstance(parsed, dict)
             assert set(parsed) - {"errors"} == {"detail", "code", "request_id"}, parsed
             assert parsed["detail"] and parsed["request_id"] == response["X-Request-ID"]
             assert code is None or parsed["code"] == code, parsed

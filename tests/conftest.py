@@ -8,7 +8,6 @@ import pytest
 from django.conf import settings
 
 from tests.database import django_db_setup  # noqa: F401 - a fixture, for every test
-from tests.database import django_db_setup  # noqa: F401 - a fixture, for every test
 from zenzefi.lib import redis as redis_client
 from zenzefi.runtime import servers
 from zenzefi.runtime.embedded import Lease

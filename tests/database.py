@@ -17,6 +17,7 @@ REFERENCE_DATA = [
     ("wallet.migrations.0002_system_accounts", "wallet.Account"),
     ("wallet.migrations.0004_currencies", "wallet.Currency"),
     ("tokens.migrations.0002_prices_and_scopes", "tokens.Scope"),
+    ("proxy.migrations.0002_certificate_rules", "proxy.ScopeRule"),
     ("bundles.migrations.0002_first_bundles", "bundles.Bundle"),
 ]
 
@@ -52,7 +53,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
             cursor.execute(f"ALTER DATABASE {database} SET pgtrigger.ignore = '{{{names}}}'")
         # The setting reaches new connections only.
         connection.close()
-        connection.close_pool()
+        connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's wrapper has it
     post_migrate.connect(_restore_reference_data)
     yield
     post_migrate.disconnect(_restore_reference_data)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from django.contrib.auth import get_user_model
 from django.test import Client
 from rest_framework.test import APIClient
 
+from tests.factories import UserFactory
 from tokens.services import PurchasedToken, activate_token, purchase_token
 from wallet.services import top_up_mock
 from zenzefi.lib import clock
 
-_numbers = itertools.count(1)
-
 
 def user_with(balance: str = "0.00", **extra: Any) -> Any:
     """Return a new user with this many ZNC."""
-    number = next(_numbers)
-    user = get_user_model()._default_manager.create(email=f"m{number}@example.com", username=f"money{number}", **extra)
+    user = UserFactory(**extra)
     if Decimal(balance):
         top_up_mock(user=user, amount=Decimal(balance))
     return user

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
@@ -59,7 +61,7 @@ class AccountAdmin(ReadOnlyAdmin):
 
 
 class AccountFilter(admin.SimpleListFilter):
-    """Transfers of one account, on either side; chosen by following a link, so it offers nothing itself."""
+    """Transfers of one account, on either side; chosen by following the link of an account."""
 
     title = _("account")
     parameter_name = "account"
@@ -74,8 +76,11 @@ class AccountFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Transfer]) -> QuerySet[Transfer]:
         if not self.value():
             return queryset
-        # A malformed id raises ValidationError, which the change list answers by dropping the filter.
-        return queryset.filter(Q(debit_account=self.value()) | Q(credit_account=self.value()))
+        try:
+            return queryset.filter(Q(debit_account=self.value()) | Q(credit_account=self.value()))
+        except ValidationError as exc:
+            # The change list answers this by dropping the filter.
+            raise IncorrectLookupParameters from exc
 
 
 @admin.register(Transfer)

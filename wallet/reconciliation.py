@@ -5,9 +5,14 @@ Each check is set-based SQL that returns the rows that contradict it; other apps
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import cast
 
 from django.db import connection, transaction
+
+from zenzefi.lib import clock
+from zenzefi.lib import redis as redis_client
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +149,30 @@ def reconcile() -> list[Outcome]:
             cursor.execute(check.query)
             outcomes.append(Outcome(check.name, [Drift(row, problem) for row, problem in cursor.fetchall()]))
         return outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The last nightly run: when it was (seconds since the epoch) and how many rows contradicted each check."""
+
+    at: float
+    drifts: dict[str, int]
+
+
+def _key() -> str:
+    return redis_client.key("ledger", "verdict")
+
+
+def remember(outcomes: list[Outcome]) -> None:
+    """Keep a run's result where every process's ``/metrics`` finds it."""
+    verdict = {
+        "at": clock.now().timestamp(),
+        "drifts": {outcome.name: len(outcome.drifts) for outcome in outcomes},
+    }
+    redis_client.client().set(_key(), json.dumps(verdict))
+
+
+def last_verdict() -> Verdict | None:
+    """Return the last remembered result, ``None`` before the first night."""
+    stored = cast("bytes | None", redis_client.client().get(_key()))
+    return None if stored is None else Verdict(**json.loads(stored))

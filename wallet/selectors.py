@@ -10,7 +10,10 @@ from typing import Any
 from django.db.models import F, QuerySet
 
 from wallet.models import Account, Transfer
+from wallet.reconciliation import Verdict, last_verdict
 from zenzefi.lib.money import ZERO
+
+__all__ = ["Balance", "Verdict", "balance_of", "last_verdict", "transactions_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,6 @@ class Transactions:
         return self._side("debit").count() + self._side("credit").count()
 
     def __getitem__(self, page: slice) -> list[dict[str, Any]]:
-        if self._account is None:
-            return []
         sides = [
             self._side(name)
             .order_by("-id")

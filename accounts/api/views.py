@@ -34,7 +34,7 @@ from accounts.exceptions import (
     UnknownReferralCode,
     WrongPassword,
 )
-from accounts.models import SignInSession
+from accounts.models import SignInSession, User
 from zenzefi.lib import ratelimit
 from zenzefi.lib.network import client_address
 from zenzefi.lib.ratelimit import AuthRateThrottle
@@ -44,6 +44,16 @@ from zenzefi.lib.schema import error_responses
 def _parsed(serializer: Any) -> dict[str, Any]:
     serializer.is_valid(raise_exception=True)
     return dict(serializer.validated_data)
+
+
+def _user(request: Request) -> User:
+    assert isinstance(request.user, User)
+    return request.user
+
+
+def _session(request: Request) -> SignInSession:
+    assert isinstance(request.auth, SignInSession)
+    return request.auth
 
 
 def _caller(request: Request) -> dict[str, str]:
@@ -64,7 +74,7 @@ class RegisterView(APIView):
     throttle_classes = (AuthRateThrottle,)
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Register",
         request=RegisterSerializer,
         responses={201: UserSerializer, **error_responses(400, 413, 415, UnknownReferralCode)},
@@ -89,7 +99,7 @@ class LoginView(APIView):
     throttle_classes = (AuthRateThrottle,)
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Sign in",
         description="The address counts in any case. An unknown address, a wrong password and a disabled user are "
         "answered alike.",
@@ -113,7 +123,7 @@ class RefreshView(APIView):
     permission_classes = (AllowAny,)
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Exchange a refresh token for the next pair",
         description="The token is spent by this. Repeated within ten seconds, say because the answer was lost, it "
         "gets the same successor; used again later it ends the session.",
@@ -127,7 +137,7 @@ class RefreshView(APIView):
 
 class LogoutView(APIView):
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Sign out",
         description="Ends the session of the access token, and that of the refresh token if it is another one. "
         "Both tokens are refused from then on.",
@@ -136,17 +146,17 @@ class LogoutView(APIView):
     )
     def post(self, request: Request) -> Response:
         fields = _parsed(LogoutSerializer(data=request.data))
-        services.sign_out(session=request.auth, **fields)
+        services.sign_out(session=_session(request), **fields)
         return Response(status=204)
 
 
 class MeView(APIView):
-    @extend_schema(tags=["accounts"], summary="Who am I", responses={200: UserSerializer, **error_responses(401)})
+    @extend_schema(tags=["Accounts"], summary="Who am I", responses={200: UserSerializer, **error_responses(401)})
     def get(self, request: Request) -> Response:
-        return Response(UserSerializer(request.user).data)
+        return Response(UserSerializer(_user(request)).data)
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Change my data",
         description="email and password need current_password, and end every other session.",
         request=ProfileSerializer,
@@ -159,7 +169,7 @@ class MeView(APIView):
                 raise ValidationError({"current_password": [_("This field is required.")]})
             # A stolen access token must not serve to guess the password it came from.
             ratelimit.enforce(request._request, "auth", f"password:{request.user.pk}")
-        user = services.update_profile(user=request.user, session=request.auth, **fields)
+        user = services.update_profile(user=_user(request), session=_session(request), **fields)
         return Response(UserSerializer(user).data)
 
 
@@ -169,10 +179,10 @@ class SessionsView(ListAPIView):
     def get_queryset(self) -> Any:
         if getattr(self, "swagger_fake_view", False):
             return SignInSession.objects.none()
-        return selectors.live_sessions(self.request.user)
+        return selectors.live_sessions(_user(self.request))
 
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="Where I am signed in",
         responses={200: SessionSerializer(many=True), **error_responses(400, 401)},
     )
@@ -182,10 +192,10 @@ class SessionsView(ListAPIView):
 
 class SessionView(APIView):
     @extend_schema(
-        tags=["accounts"],
+        tags=["Accounts"],
         summary="End one of my sessions",
         responses={204: None, **error_responses(401, SessionNotFound)},
     )
     def delete(self, request: Request, session_id: uuid.UUID) -> Response:
-        services.end_session(user=request.user, session_id=session_id)
+        services.end_session(user=_user(request), session_id=session_id)
         return Response(status=204)

@@ -19,6 +19,7 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.contrib.auth.hashers import check_password, make_password
+from django.db.models import Q
 
 from accounts import access_tokens, selectors
 from accounts.exceptions import InvalidCredentials, InvalidRefreshToken, RefreshReused, SessionNotFound
@@ -134,13 +135,10 @@ def sign_out(*, session: SignInSession, refresh_token: str = "") -> None:
 
     A token that is unknown or somebody else's is ignored: signing out always works.
     """
-    sessions = SignInSession.objects.filter(pk=session.pk)
-    if refresh_token:
-        sessions |= SignInSession.objects.filter(
-            user_id=session.user_id,
-            pk__in=RefreshToken.objects.filter(digest=_digest(refresh_token)).values("session"),
-        )
-    sessions.end(SignInSession.EndReason.SIGNED_OUT)
+    of_token = RefreshToken.objects.filter(digest=_digest(refresh_token)).values("session")
+    SignInSession.objects.filter(Q(pk=session.pk) | Q(pk__in=of_token), user_id=session.user_id).end(
+        SignInSession.EndReason.SIGNED_OUT
+    )
 
 
 @in_transaction
@@ -149,7 +147,7 @@ def end_session(*, user: User, session_id: uuid.UUID) -> None:
 
     Raises :class:`SessionNotFound` when it is not theirs or has ended already.
     """
-    ended = selectors.live_sessions(user).filter(pk=session_id).end(SignInSession.EndReason.ENDED_BY_USER)
+    ended = SignInSession.objects.alive().filter(pk=session_id, user=user).end(SignInSession.EndReason.ENDED_BY_USER)
     if not ended:
         raise SessionNotFound
 

@@ -14,6 +14,8 @@ from rest_framework.views import APIView
 
 from bundles import selectors
 from bundles.api.serializers import ActiveOnlySerializer, BundleSerializer
+from bundles.exceptions import BundleNotFound
+from zenzefi.lib.schema import error_responses
 
 
 class BundlesView(GenericAPIView[Any]):
@@ -24,7 +26,7 @@ class BundlesView(GenericAPIView[Any]):
         summary="Bundles, cheapest first",
         tags=["Bundles"],
         parameters=[ActiveOnlySerializer],
-        responses=BundleSerializer(many=True),
+        responses={200: BundleSerializer(many=True), **error_responses(400)},
     )
     def get(self, request: Request) -> Response:
         query = ActiveOnlySerializer(data=request.query_params)
@@ -36,6 +38,10 @@ class BundlesView(GenericAPIView[Any]):
 class BundleView(APIView):
     permission_classes = [AllowAny]
 
-    @extend_schema(summary="One bundle", tags=["Bundles"], responses=BundleSerializer)
+    @extend_schema(
+        summary="One bundle",
+        tags=["Bundles"],
+        responses={200: BundleSerializer, **error_responses(BundleNotFound)},
+    )
     def get(self, request: Request, bundle_id: uuid.UUID) -> Response:
         return Response(BundleSerializer(selectors.bundle(bundle_id)).data)

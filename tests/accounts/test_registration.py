@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import connections
+from rest_framework.test import APIClient
 
 from accounts.services import register_user, registration, storing
 from accounts.signals import user_registered
 from notifications.models import OutboxEvent
 from tests.api import Api
 from tests.factories import PASSWORD, UserFactory
+from tests.threads import run_at_once
 
 User = get_user_model()
 
@@ -223,23 +221,14 @@ def test_a_password_keeps_its_spaces():
     assert User.objects.get().check_password("  spaces around  ")
 
 
-def _register_at_once(count: int, **fields) -> list[str]:
-    """Register the same person from many threads at once; returns how each ended."""
-    barrier = threading.Barrier(count)
+def _register_at_once(count: int) -> list[str]:
+    """Register the same person from many threads at once; returns status and fields at fault of each answer."""
 
-    def attempt(_):
-        try:
-            barrier.wait(timeout=30)
-            api = Api(address="127.0.0.1")
-            api.client.raise_request_exception = False
-            response = api.client.post("/api/v1/auth/register", {**ADA, **fields}, format="json")
-            body = response.json()
-            return f"{response.status_code} {','.join(body.get('errors', {}))}".strip()
-        finally:
-            connections.close_all()
+    def attempt(number):
+        response = APIClient().post("/api/v1/auth/register", ADA, format="json")
+        return f"{response.status_code} {','.join(response.json().get('errors', {}))}".strip()
 
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(attempt, range(count)))
+    return run_at_once(count, attempt)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from django.db import IntegrityError, connections, transaction
+from django.db import IntegrityError, transaction
 
-from accounts import services
+from accounts import services, tasks
 from accounts.models import RefreshToken, SignInSession
 from accounts.services import sessions
 from notifications.models import OutboxEvent
 from tests.api import Api
 from tests.factories import PASSWORD, UserFactory
+from tests.threads import run_at_once
 from zenzefi.lib import clock
 
 pytestmark = pytest.mark.django_db
@@ -139,27 +140,15 @@ def test_an_expired_session_cannot_be_refreshed(signed_in):
     assert RefreshToken.objects.count() == 1
 
 
-def _refresh_at_once(token: str, count: int) -> list[str]:
-    barrier = threading.Barrier(count)
-
-    def attempt(_):
-        try:
-            barrier.wait(timeout=30)
-            return services.refresh_session(refresh_token=token).refresh_token
-        except IntegrityError as exc:
-            return type(exc).__name__
-        finally:
-            connections.close_all()
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(attempt, range(count)))
+def _refresh_at_once(token: str, count: int) -> list[Any]:
+    return run_at_once(count, lambda _: services.refresh_session(refresh_token=token))
 
 
 @pytest.mark.django_db(transaction=True)
 def test_concurrent_refreshes_have_one_successor(signed_in):
-    tokens = _refresh_at_once(signed_in.refresh_token, 10)
+    answers = _refresh_at_once(signed_in.refresh_token, 10)
 
-    assert len(set(tokens)) == 1
+    assert len({answer.refresh_token for answer in answers}) == 1
     assert RefreshToken.objects.count() == 2
     assert SignInSession.objects.alive().count() == 1
 
@@ -170,8 +159,7 @@ def test_without_the_lock_the_refreshes_collide(signed_in, monkeypatch):
     everybody_has_read = threading.Barrier(10)
 
     def unlocked(digest):
-        session = SignInSession.objects.select_related("user").get(pk=signed_in.session.pk)
-        return session
+        return SignInSession.objects.select_related("user").get(pk=signed_in.session.pk)
 
     def get_then_meet(**lookup):
         token = RefreshToken._default_manager.get(**lookup)
@@ -182,9 +170,9 @@ def test_without_the_lock_the_refreshes_collide(signed_in, monkeypatch):
     # What follows the lock is let through together, as it may happen to be without it.
     monkeypatch.setattr(RefreshToken, "objects", SimpleNamespace(get=get_then_meet))
 
-    tokens = _refresh_at_once(signed_in.refresh_token, 10)
+    answers = _refresh_at_once(signed_in.refresh_token, 10)
 
-    assert tokens.count("IntegrityError") == 9
+    assert [type(answer) for answer in answers].count(IntegrityError) == 9
 
 
 def test_the_database_refuses_a_second_unspent_token(signed_in):
@@ -303,13 +291,17 @@ def test_old_sessions_are_forgotten(user, signed_in):
     now = clock.now()
     for column, age in {"ended_at": 31, "expires_at": 31, "kept": 29}.items():
         session = services.sign_in(email=user.email, password=PASSWORD).session
-        changes = {"last_used_at": now - timedelta(days=70), "expires_at": now - timedelta(days=age)}
+        changes: dict[str, Any] = {"last_used_at": now - timedelta(days=70), "expires_at": now - timedelta(days=age)}
         if column != "expires_at":
             changes |= {"ended_at": now - timedelta(days=age), "end_reason": "signed_out"}
             changes["expires_at"] = now
         SignInSession.objects.filter(pk=session.pk).update(**changes)
 
-    assert services.forget_ended_sessions() == 2
+    assert tasks.forget_ended_sessions() == 2
     assert SignInSession.objects.count() == 2
     assert RefreshToken.objects.count() == 2
     assert services.forget_ended_sessions() == 0
+
+
+def test_forgetting_is_scheduled():
+    assert tasks.forget_ended_sessions.name in {entry["task"] for entry in tasks.SCHEDULE.values()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import jwt
@@ -17,6 +16,7 @@ from accounts.exceptions import InvalidCredentials
 from accounts.models import RefreshToken, SignInSession, User
 from tests.api import Api
 from tests.factories import PASSWORD, UserFactory
+from tests.threads import run_at_once
 from zenzefi.lib import clock
 
 pytestmark = pytest.mark.django_db
@@ -165,7 +165,7 @@ def _claims(token: str) -> dict:
     "credentials",
     [
         lambda token: f"Bearer {_tampered(token)}",
-        lambda token: f"Bearer {jwt.encode(_claims(token), None, algorithm='none')}",
+        lambda token: f"Bearer {jwt.encode(_claims(token), '', algorithm='none')}",
         lambda token: f"Bearer {jwt.encode(_claims(token), 'x' * 40, algorithm='HS256')}",
         lambda token: "Bearer ",
         lambda token: "Bearer",
@@ -257,28 +257,31 @@ def test_authentication_costs_one_query(django_assert_num_queries):
         api.get("users/me")
 
 
-def _held_sign_in(user, meanwhile) -> bool:
-    """Let a sign-in verify its password, then commit a change before it may open its session; did it open one?"""
+def held_while_user_is_locked(user, meanwhile, attempt, refusal) -> bool:
+    """Run ``attempt`` up to the lock of the user's row, then commit a change; did it pass, or was it refused?
+
+    What it read before the lock, the password's hash above all, is then out of date.
+    """
     result: list[bool] = []
 
-    def attempt():
+    def run():
         try:
-            services.sign_in(email=user.email, password=PASSWORD)
+            attempt()
             result.append(True)
-        except InvalidCredentials:
+        except refusal:
             result.append(False)
         finally:
             connections.close_all()
 
     with transaction.atomic():
         locked = User.objects.select_for_update(no_key=True).get(pk=user.pk)
-        thread = threading.Thread(target=attempt)
+        thread = threading.Thread(target=run)
         thread.start()
         _wait_for_a_waiter()
         meanwhile(locked)
     thread.join(timeout=30)
-    [opened] = result
-    return opened
+    [passed] = result
+    return passed
 
 
 def _wait_for_a_waiter() -> None:
@@ -314,7 +317,10 @@ def _rehash(user):
 def test_a_change_during_sign_in_counts(meanwhile, opened):
     user = UserFactory()
 
-    assert _held_sign_in(user, meanwhile) is opened
+    def attempt():
+        services.sign_in(email=user.email, password=PASSWORD)
+
+    assert held_while_user_is_locked(user, meanwhile, attempt, InvalidCredentials) is opened
     assert SignInSession.objects.count() == int(opened)
 
 
@@ -322,15 +328,8 @@ def test_a_change_during_sign_in_counts(meanwhile, opened):
 def test_simultaneous_sign_ins_each_get_a_session():
     user = UserFactory()
 
-    def attempt(_):
-        try:
-            return services.sign_in(email=user.email, password=PASSWORD).refresh_token
-        finally:
-            connections.close_all()
+    answers = run_at_once(6, lambda _: services.sign_in(email=user.email, password=PASSWORD))
 
-    with ThreadPoolExecutor(6) as pool:
-        tokens = list(pool.map(attempt, range(6)))
-
-    assert len(set(tokens)) == 6
+    assert len({answer.refresh_token for answer in answers}) == 6
     assert SignInSession.objects.alive().count() == 6
     assert RefreshToken.objects.filter(generation=0).count() == 6

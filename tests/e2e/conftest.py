@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +15,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield platform
 
 
-@pytest.fixture
-def fresh_stack(tmp_path: Path) -> Iterator[Stack]:
-    """A platform of the test's own, for tests that kill parts of it."""
-    with running(tmp_path / "var", WEB_WORKERS="2") as platform:
+@pytest.fixture(scope="module")
+def battered_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A platform for tests that kill parts of it, one after the other; it has to recover each time."""
+    with running(tmp_path_factory.mktemp("battered") / "var", WEB_WORKERS="2") as platform:
         yield platform

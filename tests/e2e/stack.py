@@ -56,6 +56,7 @@ class Stack:
         }
         self.log = var_dir.parent / f"{var_dir.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._clients: list[httpx.Client] = []
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -84,6 +85,8 @@ class Stack:
             return False
 
     def stop(self) -> None:
+        for client in self._clients:
+            client.close()
         if self.process is None or self.process.poll() is not None:
             return
         self.process.send_signal(signal.SIGTERM)
@@ -121,7 +124,9 @@ class Stack:
         return [child for arbiter in arbiters for child in arbiter.children()]
 
     def client(self, **options: object) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)  # type: ignore[arg-type]
+        client = httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)  # type: ignore[arg-type]
+        self._clients.append(client)
+        return client
 
     def customer(self, *, balance: str = "100.00") -> Customer:
         """Register a new customer and top the account up."""

@@ -86,20 +86,20 @@ def _buy(stack: Stack, count: int) -> list[Buyer]:
     return buyers
 
 
-def test_web_workers_killed_in_the_middle_of_purchases(fresh_stack: Stack):
-    buyers = _buy(fresh_stack, 6)
+def test_web_workers_killed_in_the_middle_of_purchases(battered_stack: Stack):
+    buyers = _buy(battered_stack, 6)
 
     for _ in range(20):
-        wait_until(lambda: bool(fresh_stack.web_workers()), seconds=20, what="a web worker runs")
-        secrets.choice(fresh_stack.web_workers()).kill()
-        wait_until(fresh_stack.healthy, seconds=20, what="the service is back")
+        wait_until(lambda: bool(battered_stack.web_workers()), seconds=20, what="a web worker runs")
+        secrets.choice(battered_stack.web_workers()).kill()
+        wait_until(battered_stack.healthy, seconds=20, what="the service is back")
         time.sleep(0.2)
 
     _end(buyers)
     for buyer in buyers:
         buyer.assert_nothing_lost_or_doubled()
         assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
-    fresh_stack.manage("reconcile")
+    battered_stack.manage("reconcile")
 
 
 def _processes(var_dir: Path, name: str) -> list[psutil.Process]:
@@ -116,13 +116,13 @@ def _processes(var_dir: Path, name: str) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("name", ["postgres", "redis-server"])
-def test_a_neighbour_is_frozen_and_thawed(fresh_stack: Stack, name: str):
-    token = fresh_stack.customer().buy()["token"]
-    visitor = fresh_stack.customer(balance="0.00")
+def test_a_neighbour_is_frozen_and_thawed(battered_stack: Stack, name: str):
+    token = battered_stack.customer().buy()["token"]
+    visitor = battered_stack.customer(balance="0.00")
     assert visitor.proxied(token, "json").status_code == 200
-    buyers = _buy(fresh_stack, 3)
+    buyers = _buy(battered_stack, 3)
 
-    frozen = _processes(fresh_stack.var_dir, name)
+    frozen = _processes(battered_stack.var_dir, name)
     family = [process for parent in frozen for process in [parent, *parent.children(recursive=True)]]
     for process in family:
         process.send_signal(signal.SIGSTOP)
@@ -149,16 +149,16 @@ def test_a_neighbour_is_frozen_and_thawed(fresh_stack: Stack, name: str):
         buyer.assert_nothing_lost_or_doubled()
         assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
         assert buyer.longest_answer < 10
-    fresh_stack.manage("reconcile")
+    battered_stack.manage("reconcile")
 
 
 @pytest.mark.parametrize("name", ["postgres", "redis-server"])
-def test_a_neighbour_is_killed_and_started_again(fresh_stack: Stack, name: str):
-    buyers = _buy(fresh_stack, 3)
+def test_a_neighbour_is_killed_and_started_again(battered_stack: Stack, name: str):
+    buyers = _buy(battered_stack, 3)
 
-    for process in _processes(fresh_stack.var_dir, name):
+    for process in _processes(battered_stack.var_dir, name):
         process.kill()
-    wait_until(fresh_stack.healthy, seconds=20, what="the service is ready again")
+    wait_until(battered_stack.healthy, seconds=20, what="the service is ready again")
 
     before = {buyer: len(buyer.acknowledged) for buyer in buyers}
     wait_until(
@@ -170,4 +170,4 @@ def test_a_neighbour_is_killed_and_started_again(fresh_stack: Stack, name: str):
     for buyer in buyers:
         buyer.assert_nothing_lost_or_doubled()
         assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
-    fresh_stack.manage("reconcile")
+    battered_stack.manage("reconcile")

@@ -5,17 +5,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from importlib import import_module
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 
-from proxy.models import ScopeRule
 from tests.proxy.live import LiveGateway
 from tests.upstream import RecordingUpstream
 from tokens import secrets
-from tokens.models import AccessToken, Scope
+from tokens.models import AccessToken
 from zenzefi.lib import clock
 from zenzefi.lib import redis as redis_client
 
@@ -35,24 +33,16 @@ class Issued:
 @pytest.fixture(autouse=True)
 def own_redis_keys(settings: Any) -> Iterator[None]:
     """Every test has keys of its own, so that nothing is left over from another."""
-    settings.REDIS_PREFIX = f"{settings.REDIS_PREFIX}{uuid.uuid4().hex[:8]}:"
-    yield
+    prefix = settings.REDIS_PREFIX = f"{settings.REDIS_PREFIX}{uuid.uuid4().hex[:8]}:"
+    # The suite's Redis, also where a test uses one of its own.
     client = redis_client.client()
-    for key in client.scan_iter(f"{settings.REDIS_PREFIX}*", count=1000):
+    yield
+    for key in client.scan_iter(f"{prefix}*", count=1000):
         client.delete(key)
 
 
 @pytest.fixture
-def certificate_scope(transactional_db: None) -> None:
-    """What the data migrations store; tests with real transactions start from empty tables."""
-    Scope.objects.get_or_create(slug="full")
-    scope, _ = Scope.objects.get_or_create(slug="certificates_only")
-    for pattern in import_module("proxy.migrations.0002_certificate_rules").PATTERNS:
-        ScopeRule.objects.get_or_create(scope=scope, pattern=pattern)
-
-
-@pytest.fixture
-def issue(certificate_scope: None) -> Callable[..., Issued]:
+def issue(transactional_db: None) -> Callable[..., Issued]:
     """Makes a token, with its owner unless one is given. ``active_for``: activated now, for that long."""
 
     def make(
@@ -95,7 +85,7 @@ def upstream(settings: Any) -> Iterator[RecordingUpstream]:
 
 
 @pytest.fixture
-def live(upstream: RecordingUpstream, certificate_scope: None) -> Iterator[LiveGateway]:
+def live(upstream: RecordingUpstream, transactional_db: None) -> Iterator[LiveGateway]:
     """A running gateway before the recording upstream."""
     with LiveGateway().running() as server:
         yield server

@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from proxy.gateway import Gateway
+from zenzefi.lib import health
 
 DEVICE = "device-one"
 
@@ -67,7 +68,7 @@ class LiveGateway:
             )
             server = self._server = uvicorn.Server(config)
             running = asyncio.create_task(server.serve())
-            while not server.started and not running.done():
+            while not server.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.005)
             if server.started:
                 self.port = server.servers[0].sockets[0].getsockname()[1]
@@ -96,6 +97,8 @@ class LiveGateway:
             return
         server.should_exit = True
         self._thread.join(15)
+        # Process-wide, and here several workers share the process.
+        health.draining.clear()
         assert not self._thread.is_alive(), "the gateway did not stop"
 
     def run(self, coroutine: Any) -> Any:

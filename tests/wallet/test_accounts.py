@@ -77,7 +77,7 @@ def test_accounts_are_locked_in_one_ordered_query_and_returned_as_asked():
         ) as queries:
             locked = lock()
         assert locked == list(reversed(accounts))
-        assert str(locked[0]) == locked[0].user.username
+        assert str(locked[0]) == users[-1].username
         [statement] = [query["sql"] for query in queries if "FOR NO KEY UPDATE" in query["sql"]]
         assert 'ORDER BY "wallet_account"."id" ASC' in statement
 

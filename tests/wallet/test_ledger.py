@@ -95,7 +95,7 @@ def test_a_credit_is_one_row_with_both_sides():
 def test_a_system_account_caches_nothing():
     pay(account_with("10.00"), "10.00")
     revenue = Account.objects.get(system="revenue")
-    assert (revenue.balance, revenue.owed) == (0, 0)
+    assert revenue.balance == revenue.owed == 0
 
 
 def test_between_two_users():
@@ -197,7 +197,7 @@ def test_what_is_there_is_taken_back_without_a_debt():
     account = account_with("10.00")
     take_back(account, "10.00")
     account.refresh_from_db()
-    assert (account.balance, account.owed) == (0, 0)
+    assert account.balance == account.owed == 0
 
 
 @pytest.mark.django_db(transaction=True)

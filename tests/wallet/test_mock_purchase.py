@@ -20,7 +20,8 @@ pytestmark = pytest.mark.django_db
 URL = "/api/v1/currency/mock-purchase"
 
 
-def post(user: Any, amount: Any, **headers: str) -> Any:
+def post(user: Any, amount: Any, key: str | None = None) -> Any:
+    headers = {} if key is None else {"Idempotency-Key": key}
     return api(user).post(URL, {"amount": amount}, format="json", headers=headers)
 
 
@@ -172,8 +173,7 @@ def test_a_reference_is_credited_once():
 
 def test_the_same_key_replays_the_answer():
     user = user_with()
-    key = {"Idempotency-Key": "key-1"}
-    first, second = post(user, "10.00", **key), post(user, "10.00", **key)
+    first, second = (post(user, "10.00", key="key-1") for _ in range(2))
     assert first.status_code == second.status_code == 201
     assert first.json() == second.json()
     assert "Idempotent-Replayed" not in first
@@ -183,30 +183,30 @@ def test_the_same_key_replays_the_answer():
 
 def test_the_same_key_for_another_body_is_refused():
     user = user_with()
-    post(user, "10.00", **{"Idempotency-Key": "key-1"})
-    answer = post(user, "11.00", **{"Idempotency-Key": "key-1"})
+    post(user, "10.00", key="key-1")
+    answer = post(user, "11.00", key="key-1")
     assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
     assert balance_of(user).balance == Decimal("10.00")
 
 
 def test_a_key_belongs_to_its_user():
     one, other = user_with(), user_with()
-    post(one, "10.00", **{"Idempotency-Key": "key-1"})
-    assert post(other, "11.00", **{"Idempotency-Key": "key-1"}).status_code == 201
+    post(one, "10.00", key="key-1")
+    assert post(other, "11.00", key="key-1").status_code == 201
     assert (balance_of(one).balance, balance_of(other).balance) == (Decimal("10.00"), Decimal("11.00"))
 
 
 def test_a_refused_request_does_not_spend_its_key():
     user = user_with("99999999.99")
-    assert post(user, "1.00", **{"Idempotency-Key": "key-1"}).status_code == 400
+    assert post(user, "1.00", key="key-1").status_code == 400
     Account.objects.filter(user=user).update(balance=Decimal("0.00"))
-    assert post(user, "1.00", **{"Idempotency-Key": "key-1"}).status_code == 201
+    assert post(user, "1.00", key="key-1").status_code == 201
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "ключ".encode().decode("latin-1"), "tab\there"])
 def test_a_malformed_key_is_refused_and_nothing_moves(key):
     user = user_with()
-    answer = post(user, "1.00", **{"Idempotency-Key": key})
+    answer = post(user, "1.00", key=key)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_idempotency_key")
     assert Transfer.objects.count() == 0
 
@@ -214,7 +214,7 @@ def test_a_malformed_key_is_refused_and_nothing_moves(key):
 @pytest.mark.django_db(transaction=True)
 def test_twenty_requests_with_one_key_credit_once():
     user = user_with()
-    answers = run_at_once(20, lambda _: post(user, "10.00", **{"Idempotency-Key": "one"}))
+    answers = run_at_once(20, lambda _: post(user, "10.00", key="one"))
     outcomes = [(answer.status_code, answer.json().get("code")) for answer in answers]
     assert set(outcomes) <= {(201, None), (409, "request_in_flight")}
     done = [answer for answer in answers if answer.status_code == 201]

@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from tests.money import api, user_with
 from tokens.services import purchase_token, revoke_token
 from wallet.models import Transfer
+from wallet.selectors import transactions_of
 from wallet.services import TransferKind, open_account, system_account_id, top_up_mock, transfer
 
 pytestmark = pytest.mark.django_db
@@ -68,6 +69,10 @@ def test_both_users_of_a_transfer_see_their_own_side():
     mine, theirs = (api(someone).get(URL).json()["items"][0] for someone in (payer, payee))
     assert (mine["amount"], mine["balance_after"]) == ("-4.00", "6.00")
     assert (theirs["amount"], theirs["balance_after"]) == ("4.00", "5.00")
+
+
+def test_a_user_without_an_account_has_none():
+    assert transactions_of(user_with())[0:50] == []
 
 
 def test_nobody_sees_the_transactions_of_others(user):

@@ -9,7 +9,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from tokens.models import AccessToken
-from zenzefi.lib.fields import WholeNumberField
+from zenzefi.lib.fields import StringField, WholeNumberField
 from zenzefi.lib.money import MoneyField
 
 
@@ -25,16 +25,16 @@ class PriceSerializer(serializers.Serializer[Any]):
 
 class PurchaseSerializer(serializers.Serializer[Any]):
     duration_hours = WholeNumberField(help_text=_("One of the durations of the price list."))
-    scope = serializers.CharField(max_length=64, default="full")
-    label = serializers.CharField(max_length=100, allow_blank=True, default="")  # type: ignore[assignment]
+    scope = StringField(max_length=64, default="full")
+    label = StringField(max_length=100, allow_blank=True, default="")  # type: ignore[assignment]
 
 
 class LabelSerializer(serializers.Serializer[Any]):
-    label = serializers.CharField(max_length=100, allow_blank=True, required=False)  # type: ignore[assignment]
+    label = StringField(max_length=100, allow_blank=True, required=False)  # type: ignore[assignment]
 
 
 class CheckSerializer(serializers.Serializer[Any]):
-    token = serializers.CharField(max_length=255, trim_whitespace=False)
+    token = StringField(max_length=255, trim_whitespace=False)
 
 
 class CheckResultSerializer(serializers.Serializer[Any]):

@@ -27,14 +27,25 @@ from tokens.api.serializers import (
     TokenWithSecretSerializer,
     seconds_remaining,
 )
-from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, run_idempotently
+from tokens.exceptions import DurationNotSold, ScopeNotSold, TokenAlreadyRevoked, TokenExpired, TokenNotFound
+from wallet.exceptions import BalanceLimitExceeded, InsufficientBalance
+from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
+from zenzefi.lib.schema import error_responses
+
+
+def _uncached(response: Response) -> Response:
+    """Keep an answer that holds a secret out of every cache on its way (RFC 9111 §5.2.2.5)."""
+    response["Cache-Control"] = "no-store"
+    return response
 
 
 class PricesView(GenericAPIView[Any]):
     permission_classes = [AllowAny]
     serializer_class = PriceSerializer
 
-    @extend_schema(summary="Prices", tags=["Tokens"], responses=PriceSerializer(many=True))
+    @extend_schema(
+        summary="Prices", tags=["Tokens"], responses={200: PriceSerializer(many=True), **error_responses(400)}
+    )
     def get(self, request: Request) -> Response:
         page = self.paginate_queryset(selectors.prices_for_sale())
         context = {"scopes": selectors.scopes_for_sale()}
@@ -48,7 +59,12 @@ class PurchaseView(APIView):
         tags=["Tokens"],
         parameters=[IDEMPOTENCY_KEY],
         request=PurchaseSerializer,
-        responses={201: PurchaseResultSerializer},
+        responses={
+            201: PurchaseResultSerializer,
+            **error_responses(
+                400, 401, 413, 415, DurationNotSold, ScopeNotSold, InsufficientBalance, *IDEMPOTENCY_REFUSALS
+            ),
+        },
     )
     def post(self, request: Request) -> Response:
         body = PurchaseSerializer(data=request.data)
@@ -59,7 +75,7 @@ class PurchaseView(APIView):
             context = {"secret": bought.secret, "balance": bought.balance}
             return 201, PurchaseResultSerializer(bought.token, context=context).data
 
-        return run_idempotently(request, flow)
+        return _uncached(run_idempotently(request, flow))
 
 
 class MyTokensView(GenericAPIView[Any]):
@@ -69,7 +85,7 @@ class MyTokensView(GenericAPIView[Any]):
         summary="Own tokens, newest first",
         tags=["Tokens"],
         parameters=[ActiveOnlySerializer],
-        responses=TokenSerializer(many=True),
+        responses={200: TokenSerializer(many=True), **error_responses(400, 401)},
     )
     def get(self, request: Request) -> Response:
         query = ActiveOnlySerializer(data=request.query_params)
@@ -79,11 +95,20 @@ class MyTokensView(GenericAPIView[Any]):
 
 
 class TokenView(APIView):
-    @extend_schema(summary="One token", tags=["Tokens"], responses=TokenSerializer)
+    @extend_schema(
+        summary="One token",
+        tags=["Tokens"],
+        responses={200: TokenSerializer, **error_responses(401, TokenNotFound)},
+    )
     def get(self, request: Request, token_id: uuid.UUID) -> Response:
         return Response(TokenSerializer(selectors.token_of(request.user, token_id)).data)
 
-    @extend_schema(summary="Name a token", tags=["Tokens"], request=LabelSerializer, responses=TokenSerializer)
+    @extend_schema(
+        summary="Name a token",
+        tags=["Tokens"],
+        request=LabelSerializer,
+        responses={200: TokenSerializer, **error_responses(400, 401, 413, 415, TokenNotFound)},
+    )
     def patch(self, request: Request, token_id: uuid.UUID) -> Response:
         body = LabelSerializer(data=request.data)
         body.is_valid(raise_exception=True)
@@ -94,7 +119,10 @@ class TokenView(APIView):
         summary="Revoke a token",
         description="Pays back what its unused time cost; a token that was never used, all that was paid.",
         tags=["Tokens"],
-        responses=RevocationSerializer,
+        responses={
+            200: RevocationSerializer,
+            **error_responses(401, TokenNotFound, TokenAlreadyRevoked, TokenExpired, BalanceLimitExceeded),
+        },
     )
     def delete(self, request: Request, token_id: uuid.UUID) -> Response:
         revocation = services.revoke_token(
@@ -117,14 +145,17 @@ class RotateView(APIView):
         tags=["Tokens"],
         parameters=[IDEMPOTENCY_KEY],
         request=None,
-        responses=TokenWithSecretSerializer,
+        responses={
+            200: TokenWithSecretSerializer,
+            **error_responses(401, TokenNotFound, TokenAlreadyRevoked, TokenExpired, *IDEMPOTENCY_REFUSALS),
+        },
     )
     def post(self, request: Request, token_id: uuid.UUID) -> Response:
         def flow() -> tuple[int, Any]:
             rotated = services.rotate_token(token_id=token_id, owner=request.user)
             return 200, TokenWithSecretSerializer(rotated.token, context={"secret": rotated.secret}).data
 
-        return run_idempotently(request, flow)
+        return _uncached(run_idempotently(request, flow))
 
 
 class ReleaseDeviceView(APIView):
@@ -132,7 +163,7 @@ class ReleaseDeviceView(APIView):
         summary="Let another device use the token at once",
         tags=["Tokens"],
         request=None,
-        responses=TokenSerializer,
+        responses={200: TokenSerializer, **error_responses(401, TokenNotFound)},
     )
     def post(self, request: Request, token_id: uuid.UUID) -> Response:
         token = services.release_device(token_id=token_id, owner=request.user)
@@ -147,7 +178,7 @@ class CheckView(APIView):
         description="Says whether the gateway would let the token in. Never activates it.",
         tags=["Tokens"],
         request=CheckSerializer,
-        responses=CheckResultSerializer,
+        responses={200: CheckResultSerializer, **error_responses(400, 413, 415)},
     )
     def post(self, request: Request) -> Response:
         body = CheckSerializer(data=request.data)

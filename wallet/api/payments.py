@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework.generics import GenericAPIView
 from rest_framework.permissions import AllowAny, IsAdminUser
 from rest_framework.request import Request
@@ -30,19 +30,27 @@ from wallet.api.payments_serializers import (
     StartPaymentSerializer,
 )
 from wallet.exceptions import (
+    AmountNotPayable,
+    BalanceLimitExceeded,
+    CurrencyNotAvailable,
+    InvalidNotification,
     MalformedNotification,
     NotificationNotProcessed,
     PaymentNotFound,
     PaymentNotPayable,
     ProviderNotAvailable,
+    ProviderRefused,
+    ProviderUnavailable,
+    ReturnUrlRefused,
 )
 from wallet.models import Payment
 from wallet.payments import selectors, services
 from wallet.payments.providers import get_provider, mock
 from wallet.services import demand_mock_payments
 from zenzefi.lib.errors import DomainError, NotFound, error_response
-from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, key_of
+from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, key_of
 from zenzefi.lib.network import client_address
+from zenzefi.lib.schema import error_responses
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +59,9 @@ class RatesView(GenericAPIView[Any]):
     permission_classes = [AllowAny]
     serializer_class = RateSerializer
 
-    @extend_schema(summary="Exchange rates", tags=["Wallet"], responses=RateSerializer(many=True))
+    @extend_schema(
+        summary="Exchange rates", tags=["Wallet"], responses={200: RateSerializer(many=True), **error_responses(400)}
+    )
     def get(self, request: Request) -> Response:
         page: Any = self.paginate_queryset(selectors.current_rates())
         return self.get_paginated_response(RateSerializer(page, many=True).data)
@@ -64,7 +74,23 @@ class PurchaseView(APIView):
         tags=["Wallet"],
         parameters=[IDEMPOTENCY_KEY],
         request=StartPaymentSerializer,
-        responses={201: PaymentSerializer},
+        responses={
+            201: PaymentSerializer,
+            **error_responses(
+                400,
+                401,
+                413,
+                415,
+                AmountNotPayable,
+                BalanceLimitExceeded,
+                CurrencyNotAvailable,
+                ProviderNotAvailable,
+                ReturnUrlRefused,
+                ProviderRefused,
+                ProviderUnavailable,
+                *IDEMPOTENCY_REFUSALS,
+            ),
+        },
     )
     def post(self, request: Request) -> Response:
         body = StartPaymentSerializer(data=request.data)
@@ -77,14 +103,18 @@ class PurchaseView(APIView):
 class PaymentsView(GenericAPIView[Any]):
     serializer_class = PaymentSerializer
 
-    @extend_schema(summary="Payments", tags=["Wallet"], responses=PaymentSerializer(many=True))
+    @extend_schema(
+        summary="Payments", tags=["Wallet"], responses={200: PaymentSerializer(many=True), **error_responses(400, 401)}
+    )
     def get(self, request: Request) -> Response:
         page: Any = self.paginate_queryset(selectors.payments_of(request.user))
         return self.get_paginated_response(PaymentSerializer(page, many=True).data)
 
 
 class PaymentView(APIView):
-    @extend_schema(summary="One payment", tags=["Wallet"], responses=PaymentSerializer)
+    @extend_schema(
+        summary="One payment", tags=["Wallet"], responses={200: PaymentSerializer, **error_responses(401, 404)}
+    )
     def get(self, request: Request, payment_id: uuid.UUID) -> Response:
         return Response(PaymentSerializer(selectors.payment_of(request.user, payment_id)).data)
 
@@ -97,7 +127,7 @@ class SimulatePaymentView(APIView):
         description="For staff, while the mock payment provider is on; 404 otherwise.",
         tags=["Wallet"],
         request=None,
-        responses=PaymentSerializer,
+        responses={200: PaymentSerializer, **error_responses(401, 403, 404, PaymentNotPayable)},
     )
     def post(self, request: Request, payment_id: uuid.UUID) -> Response:
         demand_mock_payments()
@@ -117,7 +147,12 @@ class NotificationView(APIView):
         description="The body is the provider's own. 403 when its origin is not proven; 503 when it must be resent.",
         tags=["Payment providers"],
         request=OpenApiTypes.OBJECT,
-        responses=ReceivedSerializer,
+        responses={
+            200: ReceivedSerializer,
+            **error_responses(
+                404, 413, MalformedNotification, InvalidNotification, NotificationNotProcessed, ProviderUnavailable
+            ),
+        },
     )
     def post(self, request: Request, provider: str | None = None) -> Response:
         # The raw bytes: a signature is over them, not over what they parse to.
@@ -139,12 +174,9 @@ class NotificationView(APIView):
         return Response({"received": True})
 
 
+@extend_schema_view(post=extend_schema(operation_id="webhooks_payment_provider_create"))
 class NamedNotificationView(NotificationView):
     """The same, on an address that names the provider."""
-
-    @extend_schema(operation_id="webhooks_payment_provider_create")
-    def post(self, request: Request, provider: str | None = None) -> Response:
-        return super().post(request, provider)
 
 
 def _provider_of(request: Request, body: bytes) -> str:

@@ -19,11 +19,14 @@ from wallet.api.serializers import (
     TransactionFilterSerializer,
     TransactionSerializer,
 )
-from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, run_idempotently
+from wallet.exceptions import BalanceLimitExceeded
+from zenzefi.lib.errors import NotFound
+from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
+from zenzefi.lib.schema import error_responses
 
 
 class BalanceView(APIView):
-    @extend_schema(summary="Balance", tags=["Wallet"], responses=BalanceSerializer)
+    @extend_schema(summary="Balance", tags=["Wallet"], responses={200: BalanceSerializer, **error_responses(401)})
     def get(self, request: Request) -> Response:
         return Response(BalanceSerializer(selectors.balance_of(request.user)).data)
 
@@ -36,7 +39,7 @@ class TransactionsView(GenericAPIView[Any]):
         description="The caller's side of every transfer, newest first.",
         tags=["Wallet"],
         parameters=[TransactionFilterSerializer],
-        responses=TransactionSerializer(many=True),
+        responses={200: TransactionSerializer(many=True), **error_responses(400, 401)},
     )
     def get(self, request: Request) -> Response:
         filters = TransactionFilterSerializer(data=request.query_params)
@@ -58,7 +61,10 @@ class MockPurchaseView(APIView):
         tags=["Wallet"],
         parameters=[IDEMPOTENCY_KEY],
         request=MockPurchaseSerializer,
-        responses={201: MockPurchaseResultSerializer},
+        responses={
+            201: MockPurchaseResultSerializer,
+            **error_responses(400, 401, 413, 415, BalanceLimitExceeded, NotFound, *IDEMPOTENCY_REFUSALS),
+        },
     )
     def post(self, request: Request) -> Response:
         services.demand_mock_payments()

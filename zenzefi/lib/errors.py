@@ -20,7 +20,7 @@ from rest_framework import exceptions as drf
 from rest_framework.response import Response
 
 from zenzefi.lib.context import request_id
-from zenzefi.lib.redis import AWAY as REDIS_AWAY
+from zenzefi.lib.redis import is_away
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def unavailable(exc: BaseException) -> ServiceUnavailable | None:
     A deadlock or a serialization failure (SQLSTATE class 40) that outlived its retries is one too: nothing
     was changed and repeating is right.
     """
-    if isinstance(exc, REDIS_AWAY):
+    if is_away(exc):
         return ServiceUnavailable()
     if isinstance(exc, OperationalError | InterfaceError):
         return ServiceUnavailable()

@@ -20,7 +20,7 @@ import httpx
 import psycopg
 import redis
 from django.conf import settings
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -165,17 +165,6 @@ class Monitor:
         return Report({probe.name: probe.result(deadline, max_age) for probe in probes})
 
 
-monitor = Monitor()
-
-
-def register_check(name: str, check: Check) -> None:
-    """Have ``/health`` and ``/health/detailed`` watch one more thing. ``check`` runs in a thread of its own.
-
-    It should give up by itself within CHECK_SECONDS and may raise :class:`CheckFailed`.
-    """
-    monitor.register(name, check)
-
-
 def without_password(url: str) -> str:
     """Return the URL as operators may see it."""
     parts = urlsplit(url)
@@ -278,10 +267,25 @@ def check_celery() -> Outcome:
     return Outcome()
 
 
-register_check("database", check_database)
-register_check("redis", check_redis)
-register_check("zenzefi", check_zenzefi)
-register_check("celery", check_celery)
+def standard_monitor() -> Monitor:
+    """Return a monitor with the checks that every process has."""
+    new = Monitor()
+    new.register("database", check_database)
+    new.register("redis", check_redis)
+    new.register("zenzefi", check_zenzefi)
+    new.register("celery", check_celery)
+    return new
+
+
+monitor = standard_monitor()
+
+
+def register_check(name: str, check: Check) -> None:
+    """Have ``/health`` and ``/health/detailed`` watch one more thing. ``check`` runs in a thread of its own.
+
+    It should give up by itself within CHECK_SECONDS and may raise :class:`CheckFailed`.
+    """
+    monitor.register(name, check)
 
 
 class Readiness:
@@ -299,13 +303,16 @@ class Readiness:
         away = [name for name in ("database", "redis") if report.checks[name].outcome.status == "unhealthy"]
         if self._started:
             return " and ".join(away) + " away" if len(away) == 2 else ""
-        if away or any(report.checks[name].outcome.status != "healthy" for name in ("database", "redis")):
-            return "waiting for " + " and ".join(away or ["database", "redis"])
+        waiting = [name for name in ("database", "redis") if report.checks[name].outcome.status != "healthy"]
+        if waiting:
+            return "waiting for " + " and ".join(waiting)
         with self._lock:
-            if not self._started:
-                if self._unmigrated():
+            try:
+                if not self._started and self._unmigrated():
                     return "waiting for migrations"
-                self._started = True
+            except DatabaseError:
+                return "waiting for database"
+            self._started = True
         return ""
 
     @staticmethod

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
 from django.db import connection
 from django.utils.translation import gettext_lazy as _
@@ -57,6 +57,17 @@ class RequestInFlight(Conflict):
     detail = _("A request with this Idempotency-Key is still being processed.")
 
 
+class AnswerUnreadable(Conflict):
+    """The request was carried out, but its answer was stored under a ``SECRET_KEY`` that has changed since."""
+
+    code = "idempotent_answer_unreadable"
+    detail = _("This request was carried out before; its answer cannot be shown again.")
+
+
+#: What every route that honours the header may answer because of it.
+IDEMPOTENCY_REFUSALS = (InvalidIdempotencyKey, RequestInFlight, IdempotencyKeyReused, AnswerUnreadable)
+
+
 def _cipher(key: str, user_id: object) -> Fernet:
     secret = hmac.digest(settings.SECRET_KEY.encode(), f"idempotency:{user_id}:{key}".encode(), "sha256")
     return Fernet(base64.urlsafe_b64encode(secret))
@@ -82,7 +93,7 @@ def run_idempotently(request: Request, flow: Callable[[], tuple[int, Any]]) -> R
     ``flow`` calls the service and returns ``(status, serialized body)``. Without the header it just runs.
     With it, this function opens the transaction and ``flow`` joins it.
 
-    Raises :class:`InvalidIdempotencyKey` (400), :class:`RequestInFlight` (409),
+    Raises :class:`InvalidIdempotencyKey` (400), :class:`RequestInFlight` and :class:`AnswerUnreadable` (409),
     :class:`IdempotencyKeyReused` (422), and whatever the flow raises.
     """
     key = key_of(request)
@@ -110,7 +121,10 @@ def _run_once(
     if record is not None:
         if bytes(record.request_hash) != fingerprint:
             raise IdempotencyKeyReused
-        stored = _cipher(key, user_id).decrypt(bytes(record.answer))
+        try:
+            stored = _cipher(key, user_id).decrypt(bytes(record.answer))
+        except InvalidToken:
+            raise AnswerUnreadable from None
         return Response(json.loads(stored), status=record.status, headers={"Idempotent-Replayed": "true"})
     status, body = flow()
     rendered = JSONRenderer().render(body)

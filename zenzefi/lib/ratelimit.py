@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import redis.exceptions
 from django.conf import settings
 from django.http import HttpRequest
 from rest_framework.request import Request
@@ -82,7 +83,9 @@ def enforce(request: HttpRequest, policy_name: str, subject: str, *, fail_open: 
     """
     try:
         decision = check(policy_name, subject)
-    except redis_client.AWAY:
+    except redis.exceptions.RedisError as exc:
+        if not redis_client.is_away(exc):
+            raise
         if fail_open:
             return
         raise ServiceUnavailable from None

@@ -13,13 +13,22 @@ from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-#: Redis is not there, or there but unable to write: a replica after a failover, or out of memory.
-AWAY = (
+_AWAY = (
     redis.exceptions.ConnectionError,
     redis.exceptions.TimeoutError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.OutOfMemoryError,
 )
+
+
+def is_away(exc: BaseException) -> bool:
+    """Whether Redis is not there, or there but unable to write: a replica after a failover, or out of memory."""
+    if isinstance(exc, _AWAY):
+        return True
+    # Before version 7 a script's own error wraps the cause.
+    return isinstance(exc, redis.exceptions.ResponseError) and any(
+        cause in str(exc) for cause in (" -OOM ", " -READONLY ")
+    )
 
 
 def client() -> redis.Redis:

@@ -11,12 +11,15 @@ import atexit
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from zenzefi.runtime.locks import FileLock
 from zenzefi.runtime.postgres_server import DATABASE, USER, PostgresServer
 from zenzefi.runtime.redis_server import RedisServer
+
+SUPERVISOR_LOCK = "up.lock"
 
 
 def runtime_directory(var_dir: Path) -> Path:
@@ -42,15 +45,17 @@ def ensure(
     postgres: bool,
     redis: bool,
     progress: Callable[[str], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
     fsync: bool = True,
 ) -> Lease:
     """Start what is missing of the two, wait until it answers, and return a lease on it.
 
+    ``progress`` hears of each step, ``check`` is called while waiting and may raise to give up.
     ``fsync=False`` trades durability for speed; only for data that is thrown away. Safe to call from several
     processes at once. Raises StartError with a sentence for the person at the terminal.
     """
     lease = Lease(var_dir.resolve(), fsync=fsync)
-    lease.begin(postgres=postgres, redis=redis, progress=progress)
+    lease.begin(postgres=postgres, redis=redis, progress=progress, check=check)
     return lease
 
 
@@ -80,31 +85,33 @@ class Lease:
             fsync=fsync,
         )
 
-    def begin(self, *, postgres: bool, redis: bool, progress: Callable[[str], None]) -> None:
+    def begin(self, *, postgres: bool, redis: bool, progress: Callable[[str], None], check: Callable[[], None]) -> None:
         self._servers = [*([self.postgres] if postgres else []), *([self.redis] if redis else [])]
         (self._var_dir / "log").mkdir(parents=True, exist_ok=True)
         if not self._setup.acquire(block=False):
             progress("Waiting for another command that starts or stops the servers")
-            self._setup.acquire()
+            while not self._setup.acquire(block=False):
+                check()
+                time.sleep(0.02)
         try:
             self._users.acquire(shared=True)
             atexit.register(self.release)
             for server in self._servers:
-                server.ensure(progress)
+                server.ensure(progress, check)
         except BaseException:
             self._leave()
             raise
         finally:
             self._setup.release()
 
-    def revive(self, progress: Callable[[str], None]) -> None:
+    def revive(self, progress: Callable[[str], None], check: Callable[[], None] = lambda: None) -> None:
         """Start again what has ended since. Cheap when nothing has. Raises StartError."""
         if all(server.alive() for server in self._servers):
             return
         with self._setup:
             for server in self._servers:
                 if not server.alive():
-                    server.ensure(progress)
+                    server.ensure(progress, check)
 
     def release(self) -> None:
         """Give the share back; whoever is the last stops the servers and removes their sockets and locks."""
@@ -124,6 +131,10 @@ class Lease:
             self.postgres.stop()
             shutil.rmtree(self.directory / "pg", ignore_errors=True)
             self.redis.sock.unlink(missing_ok=True)
+            # A supervisor that was killed left its own; one that runs holds it, and keeps the file.
+            supervisor = FileLock(self.directory / SUPERVISOR_LOCK)
+            if supervisor.acquire(block=False):
+                supervisor.remove()
             self._setup.remove_file()
         finally:
             self._users.remove()

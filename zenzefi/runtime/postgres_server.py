@@ -16,7 +16,7 @@ import psycopg
 from zenzefi.runtime import processes
 from zenzefi.runtime.errors import StartError
 from zenzefi.runtime.privileges import Way, way_to_run
-from zenzefi.runtime.processes import Progress
+from zenzefi.runtime.processes import Check, Progress
 
 DATABASE = "zenzefi"
 USER = "postgres"
@@ -68,13 +68,13 @@ class PostgresServer:
         except psycopg.OperationalError:
             return False
 
-    def ensure(self, progress: Progress) -> None:
+    def ensure(self, progress: Progress, check: Check) -> None:
         """Start it, or adopt the one that runs. The caller holds the setup lock. Raises StartError."""
-        if not self._adopted():
+        if not self._adopted(check):
             # What is alive now is a server that hangs, one whose data directory was removed, or processes
             # that a killed postmaster left.
             self.stop()
-            self._start(progress)
+            self._start(progress, check)
         self._process = next(iter(self._family()[0]), None)
         self._ensure_database()
 
@@ -104,17 +104,18 @@ class PostgresServer:
                 others.append(process)
         return masters, others
 
-    def _adopted(self) -> bool:
+    def _adopted(self, check: Check) -> bool:
         deadline = time.monotonic() + ADOPTION_SECONDS
         while (self.data / "postmaster.pid").exists():
             if self.answers():
                 return True
             if time.monotonic() > deadline or not self._family()[0]:
                 return False
+            check()
             time.sleep(0.05)
         return False
 
-    def _start(self, progress: Progress) -> None:
+    def _start(self, progress: Progress, check: Check) -> None:
         way = way_to_run(self.data, [_binaries() / "initdb", "--version"])
         if not (self.data / "PG_VERSION").exists():
             self._initialise(way, progress)
@@ -131,7 +132,9 @@ class PostgresServer:
             cwd=self.data.parent,
             environ=_environment(),
         )
-        processes.await_answer("PostgreSQL", self.answers, process=process, log=self.log, progress=progress)
+        processes.await_answer(
+            "PostgreSQL", self.answers, process=process, log=self.log, progress=progress, check=check
+        )
 
     def _initialise(self, way: Way, progress: Progress) -> None:
         """Make the cluster beside its final place, so that an interrupted initdb leaves nothing half made."""

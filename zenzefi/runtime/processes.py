@@ -16,6 +16,8 @@ import psutil
 from zenzefi.runtime.errors import StartError
 
 Progress = Callable[[str], None]
+# Called while something is waited for; raises when nobody wants it any more.
+Check = Callable[[], None]
 LOG_LIMIT_BYTES = 20 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
 # Loaded here: between fork and exec there may be no import.
@@ -60,6 +62,7 @@ def await_answer(
     process: subprocess.Popen[bytes],
     log: Path,
     progress: Progress,
+    check: Check,
     timeout: float = 180,
 ) -> None:
     """Wait until ``answers()``. Raises StartError with the log's end when it ends or time is up."""
@@ -74,6 +77,7 @@ def await_answer(
         if waited > 1 and not announced:
             progress(f"Waiting for {name} to answer")
             announced = True
+        check()
         time.sleep(0.02)
 
 

@@ -14,7 +14,7 @@ import psutil
 
 from zenzefi.runtime import processes
 from zenzefi.runtime.errors import StartError
-from zenzefi.runtime.processes import Progress
+from zenzefi.runtime.processes import Check, Progress
 
 # The wheel's version; what is used of Redis must exist in it.
 OLDEST_VERSION = (6, 2)
@@ -46,11 +46,11 @@ class RedisServer:
         except OSError:
             return False
 
-    def ensure(self, progress: Progress) -> None:
+    def ensure(self, progress: Progress, check: Check) -> None:
         """Start it, or adopt the one that runs. The caller holds the setup lock. Raises StartError."""
         if not (self.data.exists() and self.answers()):
             self.stop()
-            self._start(progress)
+            self._start(progress, check)
         self._process = next(iter(self.running()), None)
 
     def stop(self) -> None:
@@ -66,7 +66,7 @@ class RedisServer:
             if processes.working_directory(process) == str(self.data)
         ]
 
-    def _start(self, progress: Progress) -> None:
+    def _start(self, progress: Progress, check: Check) -> None:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.sock.unlink(missing_ok=True)
         progress("Starting Redis")
@@ -76,7 +76,7 @@ class RedisServer:
             log=self.log,
             cwd=self.data,
         )
-        processes.await_answer("Redis", self.answers, process=process, log=self.log, progress=progress)
+        processes.await_answer("Redis", self.answers, process=process, log=self.log, progress=progress, check=check)
 
     def _options(self) -> list[str]:
         # everysec: a crash of the machine costs one second at most, a kill -9 of the server nothing that was

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from django.conf import settings
 
 from zenzefi.runtime import embedded
@@ -16,7 +18,9 @@ def ours() -> tuple[bool, bool]:
     )
 
 
-def ensure(progress: Progress, *, fsync: bool = True) -> embedded.Lease:
-    """Start the embedded ones of the two and return a lease on them. Raises StartError."""
+def ensure(progress: Progress, *, check: Callable[[], None] = lambda: None, fsync: bool = True) -> embedded.Lease:
+    """Start the embedded ones of the two and return a lease on them; see ``embedded.ensure``."""
     postgres, redis = ours()
-    return embedded.ensure(settings.VAR_DIR, postgres=postgres, redis=redis, progress=progress, fsync=fsync)
+    return embedded.ensure(
+        settings.VAR_DIR, postgres=postgres, redis=redis, progress=progress, check=check, fsync=fsync
+    )

