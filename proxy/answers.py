@@ -87,6 +87,4 @@ def build(code: str, request_id: bytes, accept_language: bytes) -> tuple[int, li
         headers.append((b"www-authenticate", b'X-Access-Token realm="zenzefi"'))
     elif status == 503:
         headers.append((b"retry-after", RETRY_AFTER))
-    elif status == 405:
-        headers.append((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     return status, headers, body

@@ -66,6 +66,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 PREFIX = b"/api/v1/proxy"
 #: Refused in any case: TRACE would show the upstream's view of the headers, CONNECT opens a tunnel.
 REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
+#: What a 405 names instead (RFC 9110 §15.5.6): of the relay, and of the status.
+_RELAY_ALLOWS = ((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
+_STATUS_ALLOWS = ((b"allow", b"GET, HEAD"),)
 #: RFC 9110 §9.2.2. Only these may be sent again after a connection broke without an answer.
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
@@ -311,7 +314,7 @@ class Gateway:
                 logger.info("Malformed request: %s", exc)
                 raise Refused("bad_request", headers=((b"connection", b"close"),)) from None
             if method in REFUSED_METHODS:
-                raise Refused("method_not_allowed")
+                raise Refused("method_not_allowed", headers=_RELAY_ALLOWS)
             if (
                 found.origin
                 and method == "OPTIONS"
@@ -378,7 +381,7 @@ class Gateway:
     async def _status(self, method: str, found: Incoming, request_id: bytes, send: Send) -> None:
         """``GET /proxy/status``: about the token itself; claims nothing, counts nothing, starts nothing."""
         if method not in ("GET", "HEAD"):
-            raise Refused("method_not_allowed")
+            raise Refused("method_not_allowed", headers=_STATUS_ALLOWS)
         digest = self.digest_of(found)
         try:
             decision = await self.validator.decide(digest, b"", DEVICE_OK, b"", admit=False)

@@ -13,13 +13,15 @@ from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "zenzefi.settings.base")
 
-control_plane = get_asgi_application()
+django_application = get_asgi_application()
 
 # Django must be set up before anything that touches its settings or models is imported.
 from proxy.gateway import Gateway  # noqa: E402
+from zenzefi.lib.bodies import BodyLimit  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
+control_plane = BodyLimit(django_application)
 gateway = Gateway()
 
 

@@ -29,4 +29,5 @@ urlpatterns = [
     path("api/v1/", include("wallet.api.urls")),
     path("api/v1/", include("tokens.api.urls")),
     path("api/v1/", include("bundles.api.urls")),
+    path("api/v1/", include("proxy.api.urls")),
 ]

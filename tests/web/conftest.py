@@ -16,6 +16,7 @@ from zenzefi.lib import redis as redis_client
 @pytest.fixture(autouse=True)
 def _fresh_health(monkeypatch: pytest.MonkeyPatch, settings, django_db_setup: None) -> Iterator[None]:
     """Nothing is known yet, and the upstream is a port where nobody listens unless a test says otherwise."""
+    health.draining.clear()
     monkeypatch.setattr(health, "monitor", health.standard_monitor())
     monkeypatch.setattr(health, "readiness", health.Readiness())
     with socket.socket() as nobody:

@@ -77,6 +77,8 @@ def test_no_token_is_no_password(client: Client, settings):
         (["127.0.0.0/8"], {"HTTP_X_FORWARDED_FOR": STRANGER}, 404),
         (["127.0.0.0/8"], {"HTTP_X_FORWARDED_FOR": f"127.0.0.1, {STRANGER}"}, 404),
         (["127.0.0.0/8"], {"HTTP_X_FORWARDED_FOR": "127.0.0.1"}, 200),
+        (["127.0.0.0/8"], {"HTTP_X_FORWARDED_PROTO": "https"}, 404),
+        (["127.0.0.0/8"], {}, 200),
     ],
 )
 def test_behind_a_proxy_the_caller_counts_not_the_proxy(client: Client, settings, trusted, headers, status):

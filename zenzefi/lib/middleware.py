@@ -10,6 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from zenzefi.lib import errors
+from zenzefi.lib.bodies import TOO_LARGE
 from zenzefi.lib.context import request_id
 from zenzefi.lib.network import is_trusted_peer
 
@@ -65,6 +66,21 @@ class OptionalTrailingSlashMiddleware:
             request.path_info = request.path = "/admin/"
         elif len(path) > 1 and path.endswith("/") and not path.startswith(("/admin/", "/static/")):
             request.path_info = request.path = path[:-1]
+        return self.get_response(request)
+
+
+class BodyLimitMiddleware:
+    """Answers 413 for a body that :class:`zenzefi.lib.bodies.BodyLimit` kept from Django.
+
+    Stands where an answer still gets its language, its request id and what a browser of another origin must see.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if getattr(request, "scope", {}).get(TOO_LARGE):
+            return errors.error_response(errors.PayloadTooLarge())
         return self.get_response(request)
 
 

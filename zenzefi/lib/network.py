@@ -62,14 +62,28 @@ def is_trusted_peer(peer: str) -> bool:
     )
 
 
+# Headers by which a proxy gives itself away.
+_SIGNS_OF_A_PROXY = {
+    "HTTP_FORWARDED",
+    "HTTP_VIA",
+    "HTTP_X_FORWARDED_FOR",
+    "HTTP_X_FORWARDED_HOST",
+    "HTTP_X_FORWARDED_PROTO",
+    "HTTP_X_REAL_IP",
+}
+
+
 def is_local_caller(request: HttpRequest) -> bool:
     """Whether the caller is on this machine's loopback, as far as it can be believed.
 
-    A loopback peer that passes on somebody else's request without being a trusted proxy is not: a proxy that was
-    forgotten in ``TRUSTED_PROXIES`` must not open to the world what is meant for this machine.
+    A loopback peer that passes on somebody else's request is not, unless it is a trusted proxy and says that the
+    caller is local: a proxy that was forgotten in ``TRUSTED_PROXIES``, or that sends no ``X-Forwarded-For``, must
+    not open to the world what is meant for this machine.
     """
-    forwarded = request.META.get("zenzefi.forwarded") or {"HTTP_VIA", "HTTP_X_REAL_IP"} & request.META.keys()
-    if forwarded and not is_trusted_peer(request.META.get("REMOTE_ADDR", "")):
+    forwarded = request.META.get("zenzefi.forwarded") or _SIGNS_OF_A_PROXY & request.META.keys()
+    if forwarded and not (
+        is_trusted_peer(request.META.get("REMOTE_ADDR", "")) and "HTTP_X_FORWARDED_FOR" in request.META
+    ):
         return False
     address = _parse(client_address(request))
     return address is not None and address.is_loopback

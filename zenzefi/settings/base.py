@@ -102,6 +102,7 @@ MIDDLEWARE = [
     "corsheaders.middleware.CorsMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
+    "zenzefi.lib.middleware.BodyLimitMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "zenzefi.lib.middleware.ServiceUnavailableMiddleware",
@@ -371,6 +372,16 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "COMPONENT_SPLIT_REQUEST": True,
+    "APPEND_COMPONENTS": {
+        "securitySchemes": {
+            "GatewayToken": {
+                "type": "apiKey",
+                "in": "header",
+                "name": "X-Access-Token",
+                "description": "A token that was bought: the token of /api/v1/tokens/purchase.",
+            }
+        }
+    },
     # Several fields are called status; their generated names would change with every new one.
     "ENUM_NAME_OVERRIDES": {
         "HealthEnum": ["healthy", "degraded", "unhealthy"],

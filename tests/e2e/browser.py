@@ -1,0 +1,113 @@
+"""A real Chromium, driven over the DevTools protocol, as far as the tests need one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from websockets.sync.client import connect
+
+from tests.e2e.stack import wait_until
+
+_OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--window-size=1280,1000",
+    "--remote-debugging-port=0",
+)
+
+
+class Browser:
+    """One page of one browser. ``errors`` collects what the page wrote to its console as errors, and exceptions."""
+
+    def __init__(self, directory: Path, *, language: str = "en") -> None:
+        program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        assert program is not None
+        self.errors: list[str] = []
+        self._number = 0
+        self._process = subprocess.Popen(
+            [program, *_OPTIONS, f"--user-data-dir={directory}", f"--accept-lang={language}", "about:blank"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        port_file = directory / "DevToolsActivePort"
+        wait_until(lambda: port_file.exists() and bool(port_file.read_text()), seconds=30, what="Chromium starts")
+        port = port_file.read_text().split()[0]
+        pages = httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json()
+        address = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
+        self._socket = connect(address, max_size=None)
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._call(f"{domain}.enable")
+        self._call("Network.setExtraHTTPHeaders", headers={"Accept-Language": language})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+        self._process.terminate()
+        self._process.wait(20)
+
+    def open(self, url: str) -> None:
+        """Load a page and wait until nothing of it is under way."""
+        self._call("Page.navigate", url=url)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the page is loaded."""
+        time.sleep(0.1)
+        wait_until(lambda: self.run("document.readyState") == "complete", seconds=30, what="the page is loaded")
+
+    def run(self, script: str) -> Any:
+        """Return the value of an expression in the page."""
+        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        return answer.get("result", {}).get("value")
+
+    def text(self) -> str:
+        return self.run("document.body ? document.body.innerText : ''") or ""
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the page shows a text; what scripts render comes after loading."""
+        wait_until(lambda: text in self.text(), seconds=30, what=f"the page shows {text!r}")
+
+    def screenshot(self, path: Path) -> None:
+        answer = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(answer["data"]))
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        number = self._number
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=30))
+            self._notice(message)
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return message["result"]
+
+    def _notice(self, message: dict[str, Any]) -> None:
+        parameters = message.get("params", {})
+        match message.get("method"):
+            case "Runtime.exceptionThrown":
+                self.errors.append(str(parameters["exceptionDetails"].get("text")))
+            case "Log.entryAdded" if parameters["entry"]["level"] == "error":
+                self.errors.append(f"{parameters['entry'].get('url', '')}: {parameters['entry']['text']}")
+            case "Runtime.consoleAPICalled" if parameters["type"] == "error":
+                self.errors.append(str(parameters["args"]))
