@@ -33,6 +33,8 @@ class ProviderServer:
         self.requests: list[tuple[str, str, dict[str, str], dict[str, Any]]] = []
         self.failing = False
         self.silent = 0.0
+        #: How many of the next calls are answered "not yet" (202).
+        self.busy = 0
         self.numbers = itertools.count(1)
         #: Answers by idempotency key, as the providers keep them.
         self.answers: dict[str, dict[str, Any]] = {}
@@ -88,6 +90,9 @@ class ProviderServer:
     ) -> tuple[int, dict[str, Any]]:
         if self.failing:
             return 500, self.error("internal error")
+        if self.busy:
+            self.busy -= 1
+            return 202, {"type": "processing", "description": "Request accepted, but not processed yet."}
         key = headers.get("idempotency-key") or headers.get("idempotence-key")
         if key in self.answers:
             return 200, self.answers[key]

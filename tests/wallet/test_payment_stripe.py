@@ -209,6 +209,18 @@ def test_polling_finds_what_no_event_told(server):
     assert standing(user) == ("90.00", "0.00")
 
 
+@pytest.mark.parametrize(
+    ("intent", "status"), [("processing", "pending"), ("requires_payment_method", "canceled"), ("canceled", "canceled")]
+)
+def test_polling_finds_that_a_slow_method_failed(server, intent, status):
+    payment = start(user_with())
+    session = server.pay(payment.provider_payment_id)
+    session["payment_status"] = "unpaid"
+    server.intents[session["payment_intent"]]["status"] = intent
+    assert services.ask_provider(payment_id=payment.pk).status == status
+    assert not Transfer.objects.exists()
+
+
 def test_a_failing_provider_cancels_the_payment_and_frees_the_key(server):
     user = user_with()
     server.failing = True

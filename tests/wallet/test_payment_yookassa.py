@@ -53,6 +53,16 @@ def test_a_payment_is_opened_in_roubles_and_captured_at_once(server):
     assert payment.payment_url.startswith("https://yoomoney.ru/")
 
 
+def test_a_payment_still_being_opened_is_asked_for_again_under_the_same_key(server):
+    server.busy = 1
+    assert start(user_with()).payment_url
+    assert len(server.requests) == 2
+    assert len({request[2]["idempotence-key"] for request in server.requests}) == 1
+    server.busy = 5
+    with pytest.raises(ProviderUnavailable):
+        start(user_with())
+
+
 def test_another_currency_is_not_taken(server):
     answer = api(user_with()).post(
         "/api/v1/currency/purchase",

@@ -20,8 +20,18 @@ from tests.factories import StaffFactory
 from tests.money import api, user_with
 from tests.threads import run_at_once
 from tokens.services import purchase_token
+from wallet import tasks
 from wallet.exceptions import AlreadyPosted, DebtOutstanding
-from wallet.models import Currency, ExchangeRate, Payment, PaymentDispute, PaymentEvent, ReceiptSeries, Transfer
+from wallet.models import (
+    Currency,
+    ExchangeRate,
+    Payment,
+    PaymentDispute,
+    PaymentEvent,
+    PaymentRefund,
+    ReceiptSeries,
+    Transfer,
+)
 from wallet.payments import reconciliation as payments_reconciliation
 from wallet.payments import services
 from wallet.payments.providers import mock
@@ -558,6 +568,27 @@ def test_a_payment_that_never_got_a_page_is_canceled():
     services.poll_due_payments()
     payment.refresh_from_db()
     assert payment.status == "canceled"
+
+
+def test_the_schedule_names_tasks_that_run():
+    user, staff = user_with(), StaffFactory()
+    payment = start(user)
+    payload = mock.notification(payment, mock.SUCCEEDED, event_id="e").payload
+    PaymentEvent.objects.create(
+        provider="mock", event_id="e", kind=mock.SUCCEEDED, payload=payload, retry_at=timezone.now()
+    )
+    names = {entry["task"] for entry in tasks.SCHEDULE.values()}
+    assert {"wallet.tasks.poll_payments", "wallet.tasks.resume_payment_refunds"} < names
+    assert tasks.retry_payment_events() == 1
+    assert standing(user) == ("100.00", "0.00")
+    PaymentRefund.objects.create(payment=payment, amount=payment.amount, reason="x", requested_by=staff)
+    PaymentRefund.objects.update(created_at=timezone.now() - timedelta(hours=1))
+    assert tasks.resume_payment_refunds() == 1
+    assert standing(user) == ("0.00", "0.00")
+    other = start(user)
+    Payment.objects.filter(pk=other.pk).update(poll_at=timezone.now())
+    assert tasks.poll_payments() == 1
+    assert tasks.poll_payments() == 0
 
 
 # Refunds by staff

@@ -101,6 +101,8 @@ class StripeProvider(PaymentProvider):
         )
         told = _session_state(session, payment.currency)
         intent = session.get("payment_intent")
+        if told.told is Told.PENDING and session["status"] == "complete" and _has_failed(intent):
+            return ProviderState(told=Told.CANCELED, provider_payment_id=session["id"])
         if told.told is not Told.SUCCEEDED or not intent:
             return told
         charge = intent.get("latest_charge") or {}
@@ -208,6 +210,11 @@ def _session_state(session: Mapping[str, Any], currency: Currency) -> ProviderSt
         provider_payment_id=session["id"],
         reference=_id_of(session.get("payment_intent")),
     )
+
+
+def _has_failed(intent: Mapping[str, Any] | None) -> bool:
+    """Whether a method that takes days did not pay after all; the session stays complete and unpaid then."""
+    return intent is not None and intent["status"] in {"requires_payment_method", "canceled"}
 
 
 def _disputes(disputes: Iterable[Mapping[str, Any]], currency: Currency) -> tuple[DisputeState, ...]:

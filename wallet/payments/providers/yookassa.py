@@ -16,6 +16,8 @@ import requests
 import yookassa
 from django.conf import settings
 from django.utils.translation import gettext as _
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 from yookassa.client import ApiClient
 from yookassa.domain.exceptions import (
     ApiError,
@@ -47,12 +49,20 @@ _TOLD = {
 }
 
 
+#: 202 means "still working on it, send the same again"; the idempotence key makes that safe.
+_REPEAT = Retry(
+    total=2, connect=0, read=0, redirect=0, backoff_factor=0.5, status_forcelist=[202], allowed_methods=["POST"]
+)
+
+
 class _BoundedSession(requests.Session):
     """The SDK sets no timeout and believes proxies of the environment."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trust_env = False
+        for scheme in ("https://", "http://"):
+            self.mount(scheme, HTTPAdapter(max_retries=_REPEAT))
 
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs.setdefault("timeout", settings.PAYMENT_PROVIDER_TIMEOUT)
