@@ -41,7 +41,7 @@ from proxy.metering import Meter
 from proxy.metrics import Metrics
 from proxy.redis_link import RedisAway, RedisLink
 from proxy.scopes import ScopeTable
-from proxy.streams import CLIENT_GONE, IDLE, STREAMING, TICK, UPLOADING, WAITING, Exchange, Registry
+from proxy.streams import BROKEN_OFF, CLIENT_GONE, IDLE, STREAMING, TICK, UPLOADING, WAITING, Exchange, Registry
 from proxy.validation import (
     DEVICE_MALFORMED,
     DEVICE_MISSING,
@@ -495,7 +495,7 @@ class _Relay:
         except Refused as refusal:
             return await self._answer(refusal)
         except _BrokenOff:
-            return "broken_off"
+            return BROKEN_OFF
         except asyncio.CancelledError:
             # Without a reason of ours it is the server, which cuts its tasks when its grace period is over.
             reason = self.exchange.reason or "shutting_down"
@@ -527,6 +527,7 @@ class _Relay:
         self.first_byte = exchange.progress = monotonic()
         exchange.phase = STREAMING
         exchange.reached = True
+        exchange.payload = payload
 
         decision = self.decision
         if not decision.activated:
@@ -583,6 +584,7 @@ class _Relay:
             self.connection = connection
             try:
                 protocol = upstream.begin(connection, self._head(target), without_body=self.method == "HEAD")
+                self.exchange.protocol = protocol
                 if not self.upload_done and self.upload is None:
                     self.exchange.phase = UPLOADING
                     writer = StreamWriter(protocol, asyncio.get_running_loop())
@@ -719,4 +721,4 @@ class _BrokenOff(Exception):
 def _iso(milliseconds: int) -> str | None:
     if not milliseconds:
         return None
-    return moment(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment(milliseconds).isoformat(timespec="microseconds").replace("+00:00", "Z")

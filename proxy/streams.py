@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from time import monotonic, time
 from typing import Any
 
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.streams import StreamReader
 from django.conf import settings
 
 #: Seconds between two looks.
@@ -21,6 +23,7 @@ UPLOADING, WAITING, STREAMING = range(3)
 #: Reasons that end an exchange, besides codes of :mod:`proxy.answers`.
 CLIENT_GONE = "client_gone"
 IDLE = "idle"
+BROKEN_OFF = "broken_off"
 
 
 class Exchange:
@@ -41,8 +44,10 @@ class Exchange:
         "has_body",
         "is_event_stream",
         "is_websocket",
+        "payload",
         "phase",
         "progress",
+        "protocol",
         "reached",
         "reason",
         "receive",
@@ -78,6 +83,8 @@ class Exchange:
         self.has_body = self.awaiting_client = self.is_event_stream = self.is_websocket = False
         self.reason: str | None = None
         self.watcher: asyncio.Task[None] | None = None
+        self.protocol: ResponseHandler | None = None
+        self.payload: StreamReader | None = None
 
     def interrupt(self, reason: str) -> None:
         """End the exchange from outside, once. Its task finds the reason and answers or hangs up."""
@@ -96,8 +103,22 @@ class Exchange:
         if not self.finishing:
             self.interrupt(CLIENT_GONE)
 
+    def is_stranded(self) -> bool:
+        """Whether the upstream's answer turned to garbage and nobody told the reader of its body.
+
+        aiohttp drops the connection when it cannot parse a chunk, but wakes no one.
+        """
+        return (
+            self.protocol is not None
+            and self.payload is not None
+            and self.protocol.exception() is not None
+            and self.payload.exception() is None
+            and not self.payload.is_eof()
+        )
+
     def end(self) -> None:
         self.ended = True
+        self.protocol = self.payload = None
         if self.watcher is not None:
             self.watcher.cancel()
 
@@ -154,7 +175,9 @@ class Registry:
                 continue
             waited = now - exchange.progress
             if exchange.phase == STREAMING:
-                if waited > self._idle:
+                if exchange.is_stranded():
+                    exchange.interrupt(BROKEN_OFF)
+                elif waited > self._idle:
                     exchange.interrupt(IDLE)
             elif exchange.phase == WAITING:
                 if waited > self._first_byte:

@@ -188,7 +188,7 @@ class ReadyView(_HealthView):
         responses={200: ProbeSerializer, 503: OpenApiResponse(ProbeSerializer, "Starting, draining, or nothing left.")},
     )
     def get(self, request: Request) -> Response:
-        reason = health.readiness.reason_against()
+        reason = health.why_not_ready()
         return self.answer({"status": reason or "ready"}, 503 if reason else 200)
 
 

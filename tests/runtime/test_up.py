@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,16 @@ from zenzefi.runtime.children import survivors
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def var_dir(tmp_path: Path) -> Iterator[Path]:
+    """A data directory; what a failed test leaves running on it is ended."""
+    path = tmp_path / "a path with spaces" / "var"
+    yield path
+    lease = embedded.Lease(path.resolve(), fsync=True)
+    processes.end([*children(path), *lease.postgres.running(), *lease.redis.running()], [(signal.SIGKILL, 10)])
+    shutil.rmtree(embedded.runtime_directory(path), ignore_errors=True)
 
 
 def environ(var_dir: Path, port: int, **more: str) -> dict[str, str]:
@@ -117,8 +128,8 @@ def assert_nothing_left(var_dir: Path, port: int) -> None:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_it_serves_beside_other_commands_and_leaves_nothing(tmp_path: Path) -> None:
-    var_dir, port = tmp_path / "a path with spaces" / "var", free_port()
+def test_it_serves_beside_other_commands_and_leaves_nothing(var_dir: Path) -> None:
+    port = free_port()
     with up(var_dir, port) as (process, lines):
         roles = {" ".join(child.cmdline()[2:]) for child in psutil.Process(process.pid).children()}
         assert sum("celery" in role and " beat " in role for role in roles) == 1
@@ -132,7 +143,7 @@ def test_it_serves_beside_other_commands_and_leaves_nothing(tmp_path: Path) -> N
         assert again.returncode == 1
         assert f"already runs on the data in {var_dir} (process {process.pid}" in again.stderr
 
-        other = tmp_path / "other"
+        other = var_dir.with_name("other")
         taken = manage("up", env=environ(other, port))
         assert taken.returncode == 1
         assert f"Port {port} on 127.0.0.1 is taken" in taken.stderr
@@ -149,8 +160,8 @@ def test_it_serves_beside_other_commands_and_leaves_nothing(tmp_path: Path) -> N
     assert "Traceback" not in said
 
 
-def test_what_is_killed_comes_back_and_ctrl_c_ends_it(tmp_path: Path) -> None:
-    var_dir, port = tmp_path / "var", free_port()
+def test_what_is_killed_comes_back_and_ctrl_c_ends_it(var_dir: Path) -> None:
+    port = free_port()
     with up(var_dir, port) as (process, lines):
         [worker] = web_workers(process)
         worker.kill()
@@ -176,8 +187,8 @@ def test_what_is_killed_comes_back_and_ctrl_c_ends_it(tmp_path: Path) -> None:
     assert_nothing_left(var_dir, port)
 
 
-def test_after_kill_9_the_next_start_is_clean(tmp_path: Path) -> None:
-    var_dir, port = tmp_path / "var", free_port()
+def test_after_kill_9_the_next_start_is_clean(var_dir: Path) -> None:
+    port = free_port()
     with up(var_dir, port) as (process, _):
         with psycopg.connect(embedded.database_url(var_dir)) as connection:
             connection.execute("CREATE TABLE note AS SELECT 'kept' AS value")
@@ -201,8 +212,8 @@ def test_after_kill_9_the_next_start_is_clean(tmp_path: Path) -> None:
     assert_nothing_left(var_dir, port)
 
 
-def test_stopped_while_it_starts_it_leaves_nothing(tmp_path: Path) -> None:
-    var_dir, port = tmp_path / "var", free_port()
+def test_stopped_while_it_starts_it_leaves_nothing(var_dir: Path) -> None:
+    port = free_port()
     for number, moment in (
         (signal.SIGTERM, "Creating the PostgreSQL"),
         (signal.SIGINT, "Migrating the database"),
@@ -230,8 +241,8 @@ def test_stopped_while_it_starts_it_leaves_nothing(tmp_path: Path) -> None:
         assert_nothing_left(var_dir, port)
 
 
-def test_a_reader_that_stops_reading_does_not_stop_the_platform(tmp_path: Path) -> None:
-    var_dir, port = tmp_path / "var", free_port()
+def test_a_reader_that_stops_reading_does_not_stop_the_platform(var_dir: Path) -> None:
+    port = free_port()
     reading, writing = os.pipe()
     # The smallest pipe the kernel makes, already full.
     os.set_blocking(writing, False)

@@ -18,7 +18,7 @@ def _fresh_health(monkeypatch: pytest.MonkeyPatch, settings, django_db_setup: No
     """Nothing is known yet, and the upstream is a port where nobody listens unless a test says otherwise."""
     health.draining.clear()
     monkeypatch.setattr(health, "monitor", health.standard_monitor())
-    monkeypatch.setattr(health, "readiness", health.Readiness())
+    health.migrated.clear()
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         settings.ZENZEFI_TARGET_URLS = [f"http://127.0.0.1:{nobody.getsockname()[1]}"]
@@ -63,6 +63,16 @@ def database_at(monkeypatch: pytest.MonkeyPatch):
             monkeypatch.setitem(options, name, value)
 
     return move
+
+
+@pytest.fixture
+def database_named(monkeypatch: pytest.MonkeyPatch):
+    """Use another database of the same server."""
+
+    def use(name: str) -> None:
+        monkeypatch.setitem(connections["default"].settings_dict, "NAME", name)
+
+    return use
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection
+from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from django.utils import timezone
@@ -251,7 +252,6 @@ def test_an_old_heartbeat_counts_no_more():
 # --- Readiness
 
 
-@pytest.mark.django_db
 def test_ready_once_it_can_serve_and_as_long_as_anything_is_left(database_at, redis_at):
     database_at(1)
     waiting = ask("/health/ready")
@@ -271,21 +271,39 @@ def test_ready_once_it_can_serve_and_as_long_as_anything_is_left(database_at, re
     assert ask("/health/ready").json()["status"] == "database and redis away"
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_not_ready_before_the_database_is_migrated():
-    client = Client()
     recorder = MigrationRecorder(connection)
-    recorder.record_unapplied("lib", "0001_initial")
-
-    answer = client.get("/health/ready")
+    [(app, name)] = MigrationLoader(None).graph.leaf_nodes("lib")
+    recorder.record_unapplied(app, name)
+    try:
+        answer = ask("/health/ready")
+        database = checks()["database"]
+    finally:
+        recorder.record_applied(app, name)
 
     assert answer.status_code == 503
     assert answer.json()["status"] == "waiting for migrations"
-    recorder.record_applied("lib", "0001_initial")
-    assert client.get("/health/ready").status_code == 200
+    assert database["error"] == f"Migrations are missing. (lib.{name})"
+    wait_until(lambda: ask("/health/ready").status_code == 200, seconds=SOON, what="ready")
 
 
-@pytest.mark.django_db
+def test_a_database_that_is_empty_is_not_ready(database_named):
+    database_named("postgres")
+
+    assert ask("/health/ready").json()["status"] == "waiting for migrations"
+
+
+def test_any_probe_tells_that_the_process_could_serve(database_at):
+    wait_until(lambda: ask("/health").json()["status"] == "degraded", seconds=SOON, what="checked")
+    assert checks()["database"]["status"] == "healthy"
+
+    database_at(1)
+    wait_until(lambda: checks()["database"]["status"] == "unhealthy", seconds=SOON, what="the database is away")
+
+    assert ask("/health/ready").status_code == 200
+
+
 def test_a_draining_process_is_alive_but_not_ready():
     wait_until(lambda: ask("/health/ready").status_code == 200, seconds=SOON, what="ready")
 
@@ -318,7 +336,6 @@ def test_a_check_that_breaks_is_a_failed_check(everything_works):
     assert answer.json()["checks"]["broken"]["error"] == "The check failed."
 
 
-@pytest.mark.django_db
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/health/detailed"])
 def test_probes_are_read_only_and_always_json(path, client):
     refused = client.post(path)

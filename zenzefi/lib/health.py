@@ -20,8 +20,8 @@ import httpx
 import psycopg
 import redis
 from django.conf import settings
-from django.db import DatabaseError, connections
-from django.db.migrations.executor import MigrationExecutor
+from django.db import connections
+from django.db.migrations.loader import MigrationLoader
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -41,6 +41,8 @@ HEARTBEAT_MAX_AGE = 35
 
 #: Set while this process finishes its last requests: ``/health/ready`` answers 503 so that no new ones come.
 draining = threading.Event()
+#: Set once the database was seen with all of this version's migrations; they are not taken back under us.
+migrated = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class _Probe:
         self.name = name
         self.check = check
         self.latest: Result | None = None
+        self.ever_healthy = False
         self._state = threading.Condition()
         self._started_at: float | None = None
 
@@ -121,6 +124,7 @@ class _Probe:
         finished = time.monotonic()
         with self._state:
             self.latest = Result(outcome, round((finished - started) * 1000, 1), finished)
+            self.ever_healthy |= outcome.status == "healthy"
             self._started_at = None
             self._state.notify_all()
 
@@ -156,6 +160,10 @@ class Monitor:
         """Add a check, or replace the one of that name."""
         self._probes[name] = _Probe(name, check)
 
+    def has_been_healthy(self, *names: str) -> bool:
+        """Whether each of these checks has passed at least once in this process."""
+        return all(self._probes[name].ever_healthy for name in names)
+
     def report(self, *, wait: float = CHECK_SECONDS, max_age: float = FRESH_SECONDS) -> Report:
         """Run what is not fresh and report, after at most ``wait`` seconds (never much more than CHECK_SECONDS)."""
         probes = list(self._probes.values())
@@ -182,9 +190,23 @@ def check_database() -> Outcome:
     try:
         with psycopg.connect(**parameters, autocommit=True) as connection:
             connection.execute("SELECT 1")
+            missing = "" if migrated.is_set() else _missing_migrations(connection)
     except psycopg.Error as exc:
         raise CheckFailed("PostgreSQL does not answer.", exc, urls=urls) from None
+    if missing:
+        return Outcome("degraded", "Migrations are missing.", missing, urls)
+    migrated.set()
     return Outcome(urls=urls)
+
+
+def _missing_migrations(connection: psycopg.Connection[Any]) -> str:
+    """Name this version's migrations that the database has not seen; those of a later version do not matter."""
+    wanted = set(MigrationLoader(None).graph.leaf_nodes())
+    try:
+        wanted -= set(connection.execute("SELECT app, name FROM django_migrations").fetchall())
+    except psycopg.errors.UndefinedTable:
+        pass
+    return ", ".join(sorted(f"{app}.{name}" for app, name in wanted))
 
 
 def _bounded_redis() -> redis.Redis:
@@ -288,40 +310,20 @@ def register_check(name: str, check: Check) -> None:
     monitor.register(name, check)
 
 
-class Readiness:
-    """Whether this process may be sent requests: once it could serve, until it drains or nothing is left to serve."""
+def why_not_ready() -> str:
+    """Return why this process should get no requests, empty when it may.
 
-    def __init__(self) -> None:
-        self._started = False
-        self._lock = threading.Lock()
-
-    def reason_against(self) -> str:
-        """Return why this process should get no requests; empty when it may."""
-        if draining.is_set():
-            return "draining"
-        report = monitor.report()
-        away = [name for name in ("database", "redis") if report.checks[name].outcome.status == "unhealthy"]
-        if self._started:
-            return " and ".join(away) + " away" if len(away) == 2 else ""
-        waiting = [name for name in ("database", "redis") if report.checks[name].outcome.status != "healthy"]
-        if waiting:
-            return "waiting for " + " and ".join(waiting)
-        with self._lock:
-            try:
-                if not self._started and self._unmigrated():
-                    return "waiting for migrations"
-            except DatabaseError:
-                return "waiting for database"
-            self._started = True
-        return ""
-
-    @staticmethod
-    def _unmigrated() -> bool:
-        executor = MigrationExecutor(connections["default"])
-        return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
-
-
-readiness = Readiness()
+    It may once PostgreSQL, migrated, and Redis have answered, until it drains or neither of them answers.
+    """
+    if draining.is_set():
+        return "draining"
+    report = monitor.report()
+    if monitor.has_been_healthy("database", "redis"):
+        return "database and redis away" if report.status == "unhealthy" else ""
+    states = {name: report.checks[name].outcome.status for name in ("database", "redis")}
+    if states["database"] == "degraded" and not migrated.is_set():
+        return "waiting for migrations"
+    return "waiting for " + " and ".join(name for name, state in states.items() if state != "healthy")
 
 
 def as_json(result: Result, *, for_operators: bool) -> dict[str, Any]:

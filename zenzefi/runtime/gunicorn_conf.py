@@ -36,6 +36,13 @@ def post_fork(server: Any, worker: Any) -> None:
     processes.end_with_parent()
 
 
+def post_worker_init(worker: Any) -> None:
+    """Look at the neighbours at once: a worker that could serve stays ready when one of them goes away later."""
+    from zenzefi.lib import health
+
+    health.monitor.report(wait=0)
+
+
 def child_exit(server: Any, worker: Any) -> None:
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         multiprocess.mark_process_dead(worker.pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 from zenzefi.runtime.errors import StartError
@@ -21,8 +22,9 @@ def private_directory(path: Path) -> None:
         pass
     except OSError as error:
         raise StartError(f"{path} for the sockets cannot be made: {error.strerror}.") from None
+    # One look: between two of them whoever leaves just now may remove it.
     found = path.lstat()
-    if path.is_symlink() or not path.is_dir() or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise StartError(f"{path} exists and is not a private directory of this user; look who made it and remove it.")
 
 
