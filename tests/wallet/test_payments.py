@@ -10,6 +10,7 @@ from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.db import DatabaseError, connection, transaction
@@ -81,6 +82,10 @@ def post(user: Any, body: dict[str, Any], **headers: str) -> Any:
     return api(user).post(PURCHASE, {"return_url": RETURN_URL, **body}, format="json", headers=headers)
 
 
+def submit(browser: Client, path: str, fields: dict[str, str]) -> Any:
+    return browser.post(path, urlencode(fields), "application/x-www-form-urlencoded")
+
+
 def test_a_purchase_answers_where_to_pay():
     user = user_with()
     answer = post(user, {"amount_znc": "100.00"})
@@ -106,17 +111,17 @@ def test_paying_on_the_page_credits_once_and_sends_back():
     path = address[address.index("/api/") :]
     browser = Client()
     for _ in range(3):
-        page = browser.get(path)
-        assert page.status_code == 200
+        page = browser.get(path, headers={"Accept": "text/html,application/xhtml+xml"})
+        assert (page.status_code, page["Cache-Control"]) == (200, "no-store")
         assert b"1000.00 RUB" in page.content
     assert standing(user) == ("0.00", "0.00")
     [token] = re.findall(rb'name="token" value="([^"]+)"', page.content)
-    answer = browser.post(path, {"token": token.decode(), "action": "pay"})
+    answer = submit(browser, path, {"token": token.decode(), "action": "pay"})
     assert (answer.status_code, answer["Location"]) == (303, RETURN_URL)
     assert standing(user) == ("100.00", "0.00")
-    again = browser.post(path, {"token": token.decode(), "action": "pay"})
+    again = submit(browser, path, {"token": token.decode(), "action": "pay"})
     assert again.status_code == 409
-    cancel = browser.post(path, {"token": token.decode(), "action": "cancel"})
+    cancel = submit(browser, path, {"token": token.decode(), "action": "cancel"})
     assert cancel.status_code == 409
     assert standing(user) == ("100.00", "0.00")
     [posted] = Transfer.objects.all()
@@ -136,7 +141,7 @@ def test_the_page_refuses_a_form_that_is_not_its_own(data):
     [token] = re.findall(rb'name="token" value="([^"]+)"', page.content)
     if data.get("action") == "steal":
         data = {"action": "pay", "token": token.decode()}
-    answer = browser.post(f"/api/v1/webhooks/mock-payment?payment_id={payment.pk}", data)
+    answer = submit(browser, f"/api/v1/webhooks/mock-payment?payment_id={payment.pk}", data)
     assert answer.status_code == 403
     assert not Transfer.objects.exists()
 

@@ -8,22 +8,21 @@ import uuid
 from typing import Any
 
 from django.core import signing
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.http.response import HttpResponseBase
+from django.http import HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
-from django.utils.decorators import method_decorator
 from django.utils.translation import gettext as _
-from django.views import View
-from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema, extend_schema_view
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_view
 from rest_framework.generics import GenericAPIView
+from rest_framework.negotiation import DefaultContentNegotiation
+from rest_framework.parsers import FormParser
 from rest_framework.permissions import AllowAny, IsAdminUser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from wallet.api.payments_serializers import (
+    MockPaymentFormSerializer,
     PaymentSerializer,
     RateSerializer,
     ReceivedSerializer,
@@ -47,7 +46,7 @@ from wallet.models import Payment
 from wallet.payments import selectors, services
 from wallet.payments.providers import get_provider, mock
 from wallet.services import demand_mock_payments
-from zenzefi.lib.errors import DomainError, NotFound, error_response
+from zenzefi.lib.errors import DomainError, NotFound
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, key_of
 from zenzefi.lib.network import client_address
 from zenzefi.lib.schema import error_responses
@@ -145,7 +144,7 @@ class NotificationView(APIView):
     @extend_schema(
         summary="A payment provider's notification",
         description="The body is the provider's own. 403 when its origin is not proven; 503 when it must be resent.",
-        tags=["Payment providers"],
+        tags=["Wallet"],
         request=OpenApiTypes.OBJECT,
         responses={
             200: ReceivedSerializer,
@@ -199,39 +198,75 @@ _POLICY = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'
 _SALT = "mock-payment-page"
 
 
-@method_decorator(csrf_exempt, name="dispatch")  # the form carries a signed token of its own: nobody has a session here
-class MockPaymentView(View):
-    """The mock provider's payment page. Looking at it changes nothing; its two buttons work once."""
+class _AnyAccept(DefaultContentNegotiation):
+    """A page is HTML and a refusal JSON, whatever a browser says it accepts."""
 
-    http_method_names = ["get", "head", "post"]
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:
+        return renderers[0], renderers[0].media_type
 
-    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        try:
-            demand_mock_payments()
-            response = super().dispatch(request, *args, **kwargs)
-        except DomainError as exc:
-            return error_response(exc)
+
+_PAYMENT_ID = OpenApiParameter("payment_id", OpenApiTypes.UUID, required=True)
+_HTML = (200, "text/html")
+
+
+class MockPaymentView(APIView):
+    """The mock provider's payment page. Looking at it changes nothing; its two buttons work once.
+
+    Nobody is signed in here: the form carries a signed token of its own.
+    """
+
+    authentication_classes = []
+    permission_classes = [AllowAny]
+    parser_classes = [FormParser]
+    content_negotiation_class = _AnyAccept
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        demand_mock_payments()
+
+    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
+        response = super().finalize_response(request, response, *args, **kwargs)
         response["Cache-Control"] = "no-store"
         response["Content-Security-Policy"] = _POLICY
         return response
 
-    def get(self, request: HttpRequest) -> HttpResponse:
-        return _page(request, selectors.mock_payment(_payment_id(request.GET.get("payment_id"))))
+    @extend_schema(
+        summary="The mock provider's page",
+        description="While the mock payment provider is on; 404 otherwise.",
+        tags=["Wallet"],
+        parameters=[_PAYMENT_ID],
+        responses={_HTML: OpenApiTypes.STR, **error_responses(404)},
+    )
+    def get(self, request: Request) -> HttpResponse:
+        return _page(request, selectors.mock_payment(_payment_id(request.query_params.get("payment_id"))))
 
-    def post(self, request: HttpRequest) -> HttpResponse:
-        payment = selectors.mock_payment(_payment_id(request.GET.get("payment_id")))
-        try:
-            signed = signing.loads(request.POST.get("token", ""), salt=_SALT, max_age=mock.PAGE_LIFETIME)
-        except signing.BadSignature:
-            signed = None
-        if signed != str(payment.pk) or request.POST.get("action") not in {"pay", "cancel"}:
+    @extend_schema(
+        summary="Pay or cancel on the mock provider's page",
+        description="303 to return_url when it is done; the page again when the form is stale (403) or was used (409).",
+        tags=["Wallet"],
+        parameters=[_PAYMENT_ID],
+        request={"application/x-www-form-urlencoded": MockPaymentFormSerializer},
+        responses={303: OpenApiResponse(description="Done."), **error_responses(404)},
+    )
+    def post(self, request: Request) -> HttpResponse:
+        payment = selectors.mock_payment(_payment_id(request.query_params.get("payment_id")))
+        form = MockPaymentFormSerializer(data=request.data)
+        if not form.is_valid() or not _is_for(form.validated_data["token"], payment):
             return _page(request, payment, status=403)
         try:
-            services.settle_mock_payment(payment_id=payment.pk, succeed=request.POST["action"] == "pay")
+            services.settle_mock_payment(payment_id=payment.pk, succeed=form.validated_data["action"] == "pay")
         except PaymentNotPayable:
             payment.refresh_from_db()
             return _page(request, payment, status=409)
         return HttpResponseRedirect(payment.return_url, status=303)
+
+
+def _is_for(token: str, payment: Payment) -> bool:
+    try:
+        signed: str = signing.loads(token, salt=_SALT, max_age=mock.PAGE_LIFETIME)
+    except signing.BadSignature:
+        return False
+    return signed == str(payment.pk)
 
 
 def _payment_id(text: str | None) -> uuid.UUID:
@@ -241,7 +276,7 @@ def _payment_id(text: str | None) -> uuid.UUID:
         raise PaymentNotFound from None
 
 
-def _page(request: HttpRequest, payment: Payment, *, status: int = 200) -> HttpResponse:
+def _page(request: Request, payment: Payment, *, status: int = 200) -> HttpResponse:
     context = {
         "payment": payment,
         "amount": PaymentSerializer(payment).data["amount"],
@@ -249,4 +284,4 @@ def _page(request: HttpRequest, payment: Payment, *, status: int = 200) -> HttpR
         "pending": payment.status == Payment.Status.PENDING,
         "refused": _("This form is no longer valid. Please try again.") if status == 403 else "",
     }
-    return render(request, "wallet/mock_payment.html", context, status=status)
+    return render(request._request, "wallet/mock_payment.html", context, status=status)

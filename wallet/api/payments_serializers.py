@@ -89,3 +89,8 @@ class PaymentSerializer(serializers.Serializer[Payment]):
 
 class ReceivedSerializer(serializers.Serializer[Any]):
     received = serializers.BooleanField()
+
+
+class MockPaymentFormSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField(max_length=512)
+    action = serializers.ChoiceField(choices=["pay", "cancel"])
