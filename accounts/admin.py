@@ -20,7 +20,7 @@ from django.utils.translation import ngettext
 
 from accounts import services
 from accounts.forms import AdminSignInForm, NewUserForm, PasswordForm, ReasonForm, UserForm
-from accounts.models import SignInSession, User
+from accounts.models import BlockedMailDomain, SignInSession, User
 from zenzefi.lib.admin import ReadOnlyAdmin
 from zenzefi.lib.errors import DomainError
 
@@ -46,6 +46,7 @@ class UserAdmin(DjangoUserAdmin[User]):
         "password_link",
         "referral_code",
         "referrer",
+        "registered_from",
         "last_login",
         "created_at",
         "updated_at",
@@ -53,7 +54,7 @@ class UserAdmin(DjangoUserAdmin[User]):
     fieldsets = (
         (None, {"fields": ("id", "email", "username", "full_name", "language", "password_link")}),
         (_("Access"), {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
-        (_("Referral"), {"fields": ("referral_code", "referrer")}),
+        (_("Referral"), {"fields": ("referral_code", "referrer", "registered_from")}),
         (_("Dates"), {"fields": ("last_login", "created_at", "updated_at")}),
     )
     add_fieldsets = (
@@ -204,3 +205,11 @@ class SignInSessionAdmin(ReadOnlyAdmin):
         "ended_at",
         "end_reason",
     )
+
+
+@admin.register(BlockedMailDomain)
+class BlockedMailDomainAdmin(admin.ModelAdmin[BlockedMailDomain]):
+    """Whom this would have refused before may stay; it counts for new users and new addresses."""
+
+    list_display = ("domain", "reason", "created_at")
+    search_fields = ("domain", "reason")

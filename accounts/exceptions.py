@@ -18,6 +18,14 @@ class UnknownReferralCode(DomainError):
         super().__init__(errors={"referral_code": [str(self.detail)]})
 
 
+class MailDomainBlocked(DomainError):
+    code = "mail_domain_blocked"
+    detail = _("Addresses of this mail provider are not accepted. Please use another one.")
+
+    def __init__(self) -> None:
+        super().__init__(errors={"email": [str(self.detail)]})
+
+
 class WrongPassword(DomainError):
     """The signed-in user did not confirm a change with their present password."""
 

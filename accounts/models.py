@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import string
 import uuid
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
+from django.core.exceptions import ValidationError
 from django.core.validators import MinLengthValidator
 from django.db import models
 from django.db.models import F, Q, Value
@@ -16,7 +18,7 @@ from django.db.models.functions import Lower
 from django.db.models.lookups import Exact
 from django.utils.translation import gettext_lazy as _
 
-from accounts.validators import normalise_email, normalise_name, validate_visible, validate_visible_text
+from accounts.validators import ascii_domain, normalise_email, normalise_name, validate_visible, validate_visible_text
 from zenzefi.lib import clock
 
 REFERRAL_CODE_ALPHABET = string.ascii_uppercase + string.digits
@@ -83,6 +85,8 @@ class User(AbstractBaseUser, PermissionsMixin):
         on_delete=models.PROTECT,
         related_name="referees",
     )
+    #: Evidence against people who refer themselves; unknown for users whom staff added.
+    registered_from = models.GenericIPAddressField(_("registered from"), null=True, blank=True, editable=False)
     created_at = models.DateTimeField(_("created at"), auto_now_add=True, db_index=True)
     updated_at = models.DateTimeField(_("updated at"), auto_now=True)
 
@@ -119,6 +123,28 @@ class User(AbstractBaseUser, PermissionsMixin):
         self.email = normalise_email(self.email)
         self.username = normalise_name(self.username)
         self.full_name = normalise_name(self.full_name)
+
+
+class BlockedMailDomain(models.Model):
+    """A domain whose addresses, and those of its subdomains, nobody registers with: throw-away mail, say."""
+
+    #: In its ASCII form (RFC 5891), lower case.
+    domain = models.CharField(_("domain"), max_length=253, unique=True)
+    reason = models.CharField(_("reason"), max_length=255, blank=True, default="")
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("blocked mail domain")
+        verbose_name_plural = _("blocked mail domains")
+        ordering = ["domain"]
+
+    def __str__(self) -> str:
+        return self.domain
+
+    def clean(self) -> None:
+        self.domain = ascii_domain(self.domain.removeprefix("@"))
+        if not re.fullmatch(r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", self.domain):
+            raise ValidationError({"domain": _("This is not a domain name, such as example.com.")})
 
 
 class SignInSessionQuerySet(models.QuerySet["SignInSession"]):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 
 from django.db.models import Q, QuerySet
 
 from accounts import access_tokens
 from accounts.exceptions import AccessTokenExpired, InvalidAccessToken
-from accounts.models import SignInSession, User, same_in_any_case
+from accounts.models import BlockedMailDomain, SignInSession, User, same_in_any_case
+from accounts.validators import ascii_domain
+from zenzefi.lib.network import network_of
 
 
 def user_by_email(email: str) -> User | None:
@@ -46,6 +49,32 @@ def live_session(*, session_id: uuid.UUID, user_id: uuid.UUID) -> SignInSession 
 def live_sessions(user: User) -> QuerySet[SignInSession]:
     """Return where the user is signed in, latest use first."""
     return SignInSession.objects.alive().filter(user=user).order_by("-last_used_at", "-pk")
+
+
+def mail_domain_is_blocked(email: str) -> bool:
+    """Whether the domain of an address, or one that it is part of, is blocked."""
+    labels = ascii_domain(email.rpartition("@")[2]).split(".")
+    domains = [".".join(labels[start:]) for start in range(len(labels))]
+    return BlockedMailDomain.objects.filter(domain__in=domains).exists()
+
+
+def share_address(one: User, other: User, *, since: datetime) -> bool:
+    """Whether both have registered or signed in from one place at or after a moment.
+
+    A place is an IPv4 address, or the /64 that one subscriber of IPv6 has.
+    """
+    return not _networks_of(one, since).isdisjoint(_networks_of(other, since))
+
+
+def _networks_of(user: User, since: datetime) -> set[str]:
+    known = set(
+        SignInSession.objects.filter(user=user, last_used_at__gte=since, address__isnull=False).values_list(
+            "address", flat=True
+        )
+    )
+    if user.registered_from is not None and user.created_at >= since:
+        known.add(user.registered_from)
+    return {network_of(str(address)) for address in known}
 
 
 def is_access_token(text: str) -> bool:

@@ -26,6 +26,15 @@ def normalise_email(value: str) -> str:
     return f"{local}{at}{domain.lower()}"
 
 
+def ascii_domain(value: str) -> str:
+    """Return a domain in its ASCII form (RFC 5891) and lower case, so that each has one spelling."""
+    domain = normalise_name(value).rstrip(".").lower()
+    try:
+        return domain.encode("idna").decode("ascii")
+    except UnicodeError:
+        return domain
+
+
 def validate_visible(value: str) -> None:
     """Refuse control, formatting, private and unassigned characters, line breaks and blank letters."""
     _refuse_invisible(value)

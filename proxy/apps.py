@@ -8,3 +8,8 @@ class ProxyConfig(AppConfig):
 
     def ready(self) -> None:
         from proxy import receivers  # noqa: F401 - connects them
+        from proxy.selectors import share_address, share_device
+        from referrals.services import Suspicion, register_evidence
+
+        register_evidence(Suspicion.SAME_DEVICE, share_device)
+        register_evidence(Suspicion.SAME_ADDRESS, share_address)

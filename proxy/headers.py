@@ -277,23 +277,24 @@ def _is_our_authorization(value: bytes) -> bool:
 # --- what we tell the upstream
 
 
+_VIA_LINE = b"via: 1.1 %b\r\n" % PSEUDONYM
+
+
 class Forwarding:
     """The lines that tell the upstream who asked, kept for the callers and hosts seen last."""
 
     def __init__(self) -> None:
         self._lines: dict[tuple[str, bytes, str], tuple[str, bytes]] = {}
+        self._trusts_somebody = bool(settings.TRUSTED_PROXIES)
 
     def of(self, peer: str, scheme: str, found: Incoming) -> tuple[str, bytes]:
         """Return the caller's address (empty when unknown) and the header lines.
 
         What the request says of itself counts only when its peer is a configured proxy.
         """
-        if not settings.TRUSTED_PROXIES or not is_trusted_peer(peer):
-            if found.via:
-                address, lines = self._remember(peer, scheme, found.host)
-                return address, lines + b"via: %b, 1.1 %b\r\n" % (found.via, PSEUDONYM)
+        if not self._trusts_somebody or not is_trusted_peer(peer):
             address, lines = self._remember(peer, scheme, found.host)
-            return address, lines + b"via: 1.1 %b\r\n" % PSEUDONYM
+            return address, b"%bvia: %b, 1.1 %b\r\n" % (lines, found.via, PSEUDONYM) if found.via else lines + _VIA_LINE
         address = resolve_client_address(peer, found.forwarded_for.decode("latin-1"))
         proto = found.forwarded_proto.lower() if found.forwarded_proto.lower() in (b"http", b"https") else b""
         proto = proto or scheme.encode()

@@ -157,8 +157,11 @@ class RedisLink:
     async def run(self, script: Script, keys: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
         """Run a script. Raises :class:`RedisAway` when Redis cannot serve it now, whatever the reason."""
         packed = hiredis.pack_command((b"EVALSHA", script.sha, len(keys), *keys, *arguments))
+        wire = self._wire
+        if wire is None:
+            raise RedisAway("not connected")
         try:
-            return await self.send(packed)
+            return await wire.call(packed)
         except hiredis.ReplyError as exc:
             if not str(exc).startswith("NOSCRIPT"):
                 # LOADING, READONLY, OOM, MISCONF, BUSY: it is there, but not for us.

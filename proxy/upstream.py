@@ -11,6 +11,7 @@ import asyncio
 import logging
 import ssl
 from dataclasses import dataclass
+from functools import cached_property
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import ClientRequest, ClientTimeout, DummyCookieJar, TCPConnector
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawResponseMessage
@@ -48,6 +50,14 @@ class UpstreamInvalid(Exception):
     """What came back is not an HTTP answer that can be relayed."""
 
 
+class Route(ClientRequest):
+    """Address and TLS settings of a server, as aiohttp's pool wants them."""
+
+    @cached_property
+    def connection_key(self) -> ConnectionKey:
+        return super().connection_key
+
+
 @dataclass(slots=True)
 class Target:
     """One configured server."""
@@ -57,8 +67,7 @@ class Target:
     base: bytes
     #: ``Host`` as the server knows itself.
     host: bytes
-    #: Carries the connection's address and TLS settings for aiohttp's pool.
-    request: ClientRequest
+    route: Route
     down_until: float = 0.0
 
 
@@ -84,7 +93,7 @@ class Upstream:
             url=url,
             base=parts.path.rstrip("/").encode("latin-1"),
             host=parts.netloc.rpartition("@")[2].encode("latin-1"),
-            request=ClientRequest(
+            route=Route(
                 "GET", URL(url), ssl=self._tls if parts.scheme == "https" else True, loop=asyncio.get_running_loop()
             ),
         )
@@ -108,7 +117,7 @@ class Upstream:
         failure: Exception | None = None
         for target in self.in_order()[:2]:
             try:
-                return target, await self._connector.connect(target.request, [], self._timeout)
+                return target, await self._connector.connect(target.route, [], self._timeout)
             except (aiohttp.ClientError, OSError, TimeoutError) as exc:
                 target.down_until = monotonic() + REST_AFTER_FAILURE
                 failure = exc

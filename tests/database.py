@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.apps import apps
-from django.db import connection
+from django.core import serializers
+from django.db import connection, transaction
 from django.db.models.signals import post_migrate
 
-#: Data migrations, in their order, each with the model it fills.
-REFERENCE_DATA = [
-    ("wallet.migrations.0002_system_accounts", "wallet.Account"),
-    ("wallet.migrations.0004_currencies", "wallet.Currency"),
-    ("tokens.migrations.0002_prices_and_scopes", "tokens.Scope"),
-    ("proxy.migrations.0002_certificate_rules", "proxy.ScopeRule"),
-    ("bundles.migrations.0002_first_bundles", "bundles.Bundle"),
-]
+#: Django's own, which it fills again itself.
+_NOT_OURS = {"auth", "contenttypes", "sessions", "admin"}
 
 
-def _restore_reference_data(*, sender: Any, **_: Any) -> None:
-    """Run the data migrations again where a flush emptied their tables; Django sends this after both."""
-    if sender.label != "wallet":
-        return
-    for module, model in REFERENCE_DATA:
-        if not apps.get_model(model)._default_manager.exists():
-            import_module(module).create(apps, SimpleNamespace(connection=connection))
+class ReferenceData:
+    """Every row that the migrations left behind, put back where a flush has emptied its table."""
+
+    def __init__(self) -> None:
+        models = [model for model in apps.get_models() if model._meta.app_label not in _NOT_OURS]
+        rows = (row for model in models for row in model._default_manager.order_by("pk"))
+        self._rows = serializers.serialize("json", rows)
+
+    def restore(self, *, sender: Any, **_: Any) -> None:
+        """Receive ``post_migrate``, which Django sends for each app after a flush; the first time puts all back."""
+        if sender.label != "wallet":
+            return
+        filled: dict[Any, bool] = {}
+        # In one transaction: foreign keys are checked at its end, so the order of the tables does not matter.
+        with transaction.atomic():
+            for row in serializers.deserialize("json", self._rows):
+                model = type(row.object)
+                if model not in filled:
+                    filled[model] = model._default_manager.exists()
+                if not filled[model]:
+                    row.save()
 
 
 def guard_names() -> list[str]:
@@ -54,6 +61,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
         # The setting reaches new connections only.
         connection.close()
         connection.close_pool()  # type: ignore[attr-defined]  # PostgreSQL's wrapper has it
-    post_migrate.connect(_restore_reference_data)
+        reference_data = ReferenceData()
+    post_migrate.connect(reference_data.restore)
     yield
-    post_migrate.disconnect(_restore_reference_data)
+    post_migrate.disconnect(reference_data.restore)

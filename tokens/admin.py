@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import Q, QuerySet
+from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _t
@@ -15,7 +16,8 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from tokens import services
-from tokens.models import AccessToken, Scope, TokenPrice
+from tokens.exceptions import PriceChangeInPast
+from tokens.models import AccessToken, PriceChange, Scope, TokenPrice
 from zenzefi.lib import clock
 from zenzefi.lib.admin import ReadOnlyAdmin
 from zenzefi.lib.errors import DomainError
@@ -146,8 +148,76 @@ class AccessTokenAdmin(ReadOnlyAdmin):
 
 @admin.register(TokenPrice)
 class TokenPriceAdmin(admin.ModelAdmin[TokenPrice]):
-    list_display = ["duration_hours", "price", "is_active", "updated_at"]
+    """Durations for sale. A price is set once; after that it changes from a moment on, by a price change."""
+
+    list_display = ["duration_hours", "current_price", "next_price", "is_active", "updated_at"]
     list_filter = ["is_active"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[TokenPrice]:
+        now = clock.now()
+        coming = PriceChange.objects.filter(duration=OuterRef("duration_hours"), effective_at__gt=now)
+        first = coming.order_by("effective_at")[:1]
+        return (
+            TokenPrice.objects.priced_at(now)
+            .annotate(next_price=Subquery(first.values("price")), next_at=Subquery(first.values("effective_at")))
+            .order_by("duration_hours")
+        )
+
+    def get_readonly_fields(self, request: HttpRequest, obj: TokenPrice | None = None) -> list[str]:
+        return ["duration_hours", "price", "current_price", "next_price"] if obj else []
+
+    @admin.display(description=_("price in ZNC"), ordering="current_price")
+    def current_price(self, price: Any) -> Decimal:
+        current: Decimal = price.current_price
+        return current
+
+    @admin.display(description=_("next price"))
+    def next_price(self, price: Any) -> str:
+        return f"{price.next_price} ({price.next_at:%Y-%m-%d %H:%M} UTC)" if price.next_at else "-"
+
+
+class PriceChangeForm(forms.ModelForm[PriceChange]):
+    class Meta:
+        model = PriceChange
+        fields = ["duration", "price", "effective_at"]
+        help_texts = {"effective_at": _("UTC. Not before now.")}
+
+    def clean_effective_at(self) -> datetime:
+        moment: datetime = self.cleaned_data["effective_at"]
+        if moment < clock.now():
+            raise forms.ValidationError(str(PriceChangeInPast.detail))
+        return moment
+
+
+@admin.register(PriceChange)
+class PriceChangeAdmin(admin.ModelAdmin[PriceChange]):
+    """Prices with their dates: scheduled and, as long as they are not in effect, cancelled; never edited."""
+
+    form = PriceChangeForm
+    list_display = ["duration_id", "price", "effective_at", "scheduled_by", "created_at"]
+    list_filter = ["duration__duration_hours"]
+    list_select_related = ["scheduled_by"]
+    date_hierarchy = "effective_at"
+
+    def has_change_permission(self, request: HttpRequest, obj: PriceChange | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: PriceChange | None = None) -> bool:
+        pending = obj is None or obj.effective_at > clock.now()
+        return pending and super().has_delete_permission(request, obj)
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        # Deleting many at once would not look at each one's date.
+        return {name: action for name, action in super().get_actions(request).items() if name != "delete_selected"}
+
+    def save_model(self, request: HttpRequest, obj: PriceChange, form: Any, change: bool) -> None:
+        scheduled = services.schedule_price(
+            duration_hours=obj.duration_id, price=obj.price, effective_at=obj.effective_at, actor=request.user
+        )
+        obj.pk = scheduled.pk
+
+    def delete_model(self, request: HttpRequest, obj: PriceChange) -> None:
+        services.cancel_price_change(change_id=obj.pk, actor=request.user)
 
 
 @admin.register(Scope)

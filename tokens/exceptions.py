@@ -43,3 +43,25 @@ class TokenNotUsable(Conflict):
 
     code = "token_not_usable"
     detail = _("The token cannot be used.")
+
+
+class PriceChangeNotFound(NotFound):
+    """No such price change."""
+
+
+class PriceChangeInPast(DomainError):
+    """A price in effect is history: it is neither added nor taken away afterwards."""
+
+    code = "price_change_in_past"
+    detail = _("A price can only change from now on.")
+
+
+class PriceChangeExists(Conflict):
+    code = "price_change_exists"
+    detail = _("Another price is scheduled for this duration at the same moment.")
+
+
+class InvalidPriceList(DomainError):
+    """A price list file that cannot be read; the text says what is wrong."""
+
+    code = "invalid_price_list"

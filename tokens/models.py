@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
+import pgtrigger
 from django.conf import settings
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import F, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 from django.utils.translation import gettext_lazy as _
 
 from zenzefi.lib import clock
@@ -31,13 +34,30 @@ class Scope(models.Model):
         return self.slug
 
 
+class TokenPriceQuerySet(models.QuerySet["TokenPrice"]):
+    def priced_at(self, moment: datetime | None = None) -> TokenPriceQuerySet:
+        """Annotate ``current_price``: that of the last change in effect at a moment (default: now), in ZNC."""
+        changes = PriceChange.objects.filter(
+            duration=OuterRef("duration_hours"), effective_at__lte=moment or clock.now()
+        )
+        latest = Subquery(changes.order_by("-effective_at").values("price")[:1])
+        return self.annotate(current_price=Coalesce(latest, F("price")))
+
+
 class TokenPrice(models.Model):
-    """What a token of a duration costs today. What was bought keeps the price it was bought at."""
+    """A duration that tokens are sold for, and what it cost at first; later prices are changes with a date.
+
+    What was bought keeps the price it was bought at.
+    """
 
     duration_hours = models.PositiveIntegerField(_("duration in hours"), unique=True)
-    price = models.DecimalField(_("price in ZNC"), max_digits=10, decimal_places=2)
+    price = models.DecimalField(_("first price in ZNC"), max_digits=10, decimal_places=2)
     is_active = models.BooleanField(_("for sale"), default=True)
     updated_at = models.DateTimeField(_("updated at"), auto_now=True)
+    #: Only on what :meth:`TokenPriceQuerySet.priced_at` returns.
+    current_price: Decimal
+
+    objects = TokenPriceQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("token price")
@@ -50,6 +70,54 @@ class TokenPrice(models.Model):
 
     def __str__(self) -> str:
         return f"{self.duration_hours} h: {self.price} ZNC"
+
+
+class PriceChange(models.Model):
+    """What a token of a duration costs from a moment on, until the next change.
+
+    Once in effect it is history: the database refuses to edit or delete it.
+    """
+
+    duration = models.ForeignKey(
+        TokenPrice,
+        to_field="duration_hours",
+        db_column="duration_hours",
+        verbose_name=_("duration"),
+        on_delete=models.PROTECT,
+        related_name="changes",
+        # The unique constraint starts with it.
+        db_index=False,
+    )
+    price = models.DecimalField(_("price in ZNC"), max_digits=10, decimal_places=2)
+    effective_at = models.DateTimeField(_("in effect from"))
+    scheduled_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("scheduled by"),
+        null=True,
+        editable=False,
+        on_delete=models.PROTECT,
+        related_name="+",
+    )
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("price change")
+        verbose_name_plural = _("price changes")
+        ordering = ["-effective_at", "duration"]
+        constraints = [
+            models.UniqueConstraint(fields=["duration", "effective_at"], name="tokens_pricechange_once_at_a_time"),
+            models.CheckConstraint(condition=Q(price__gt=0), name="tokens_pricechange_positive"),
+        ]
+        triggers = [
+            pgtrigger.Protect(
+                name="history_stays",
+                operation=pgtrigger.Update | pgtrigger.Delete,
+                condition=pgtrigger.Condition("OLD.effective_at <= clock_timestamp()"),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.duration_id} h: {self.price} ZNC, {self.effective_at:%Y-%m-%d %H:%M}"
 
 
 class AccessTokenQuerySet(models.QuerySet["AccessToken"]):
@@ -92,6 +160,8 @@ class AccessToken(models.Model):
     label = models.CharField(_("label"), max_length=100, blank=True, default="")
     scope = models.ForeignKey(Scope, verbose_name=_("scope"), on_delete=models.PROTECT, related_name="+")
     duration_hours = models.PositiveIntegerField(_("duration in hours"))
+    #: The source of the PURCHASE posting that paid for it: its own, or that of the bundle it came in.
+    purchase_source = models.CharField(max_length=128, editable=False, default="")
     #: Copied when bought: what the price list said, and what was really paid. Refunds come from the latter.
     list_price = models.DecimalField(_("list price"), max_digits=10, decimal_places=2)
     paid = models.DecimalField(_("paid"), max_digits=10, decimal_places=2)

@@ -40,11 +40,24 @@ def register_checks() -> None:
             """
             SELECT coalesce('token ' || token.id, purchase.source),
                    'paid ' || coalesce(token.paid::text, 'nothing') || ' but posted ' || coalesce(purchase.amount, 0)
-              FROM tokens_accesstoken AS token
+              FROM (SELECT * FROM tokens_accesstoken WHERE purchase_source = 'token:' || id) AS token
               FULL JOIN (SELECT source, amount FROM wallet_transfer
                           WHERE kind = 'PURCHASE' AND source LIKE 'token:%') AS purchase
                 ON purchase.source = 'token:' || token.id
              WHERE coalesce(token.paid, -1) <> coalesce(purchase.amount, 0)
+            """,
+        )
+    )
+    register(
+        Check(
+            "refunds of each purchase that earned a bonus are those of its tokens",
+            """
+            SELECT 'bonus ' || bonus.id,
+                   'refunded ' || bonus.refunded || ' but its tokens were refunded ' || coalesce(token.total, 0)
+              FROM referrals_referralbonus AS bonus
+              LEFT JOIN (SELECT purchase_source, sum(refunded) AS total FROM tokens_accesstoken
+                          GROUP BY purchase_source) AS token ON token.purchase_source = bonus.purchase_source
+             WHERE bonus.status <> 'rejected' AND bonus.refunded <> coalesce(token.total, 0)
             """,
         )
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from django.db.models import QuerySet
@@ -122,8 +123,13 @@ def check_token(secret: str) -> AccessToken | None:
 
 
 def prices_for_sale() -> QuerySet[TokenPrice]:
-    """Return what is sold today, shortest duration first."""
-    return TokenPrice.objects.filter(is_active=True)
+    """Return what is sold today with its ``current_price``, shortest duration first."""
+    return TokenPrice.objects.filter(is_active=True).priced_at()
+
+
+def current_prices(at: datetime | None = None) -> dict[int, Decimal]:
+    """Return what each duration on the price list costs at a moment (default: now), ZNC by hours, for sale or not."""
+    return {entry.duration_hours: entry.current_price for entry in TokenPrice.objects.priced_at(at)}
 
 
 def scopes_for_sale() -> list[str]:
@@ -137,3 +143,9 @@ def token_of(user: Any, token_id: uuid.UUID) -> AccessToken:
     if token is None:
         raise TokenNotFound
     return token
+
+
+def share_device(one: Any, other: Any, since: datetime) -> bool:
+    """Whether tokens of both users were last used from the same device, each at or after a moment."""
+    seen = AccessToken.objects.filter(device_seen_at__gte=since).exclude(device_id="")
+    return seen.filter(owner=one, device_id__in=seen.filter(owner=other).values("device_id")).exists()

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import uuid
 from typing import Any
 
 from django.core.asgi import get_asgi_application
@@ -41,9 +43,21 @@ async def dispatch(gateway: Gateway, scope: Any, receive: Any, send: Any) -> Non
     elif kind == "http":
         await control_plane(scope, receive, send)
     else:
-        # No WebSocket lives outside the gateway; closing before accepting answers 403.
         await receive()
-        await send({"type": "websocket.close", "code": 1000})
+        await _refuse_websocket(send)
+
+
+async def _refuse_websocket(send: Any) -> None:
+    """Answer 404 to a handshake: no WebSocket lives outside the gateway."""
+    request_id = uuid.uuid4().hex
+    body = json.dumps({"detail": "Not found.", "code": "not_found", "request_id": request_id}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
 
 
 async def _lifespan(gateway: Gateway, receive: Any, send: Any) -> None:

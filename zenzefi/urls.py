@@ -27,6 +27,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("api/v1/", include("accounts.api.urls")),
     path("api/v1/", include("wallet.api.urls")),
+    path("api/v1/", include("referrals.api.urls")),
     path("api/v1/", include("tokens.api.urls")),
     path("api/v1/", include("bundles.api.urls")),
     path("api/v1/", include("proxy.api.urls")),

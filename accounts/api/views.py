@@ -29,6 +29,7 @@ from accounts.api.serializers import (
 from accounts.exceptions import (
     InvalidCredentials,
     InvalidRefreshToken,
+    MailDomainBlocked,
     RefreshReused,
     SessionNotFound,
     UnknownReferralCode,
@@ -37,6 +38,7 @@ from accounts.exceptions import (
 from accounts.models import SignInSession, User
 from zenzefi.lib import ratelimit
 from zenzefi.lib.network import client_address
+from zenzefi.lib.parsers import expect_no_fields
 from zenzefi.lib.ratelimit import AuthRateThrottle
 from zenzefi.lib.schema import error_responses
 
@@ -77,7 +79,7 @@ class RegisterView(APIView):
         tags=["Accounts"],
         summary="Register",
         request=RegisterSerializer,
-        responses={201: UserSerializer, **error_responses(400, 413, 415, UnknownReferralCode)},
+        responses={201: UserSerializer, **error_responses(400, 413, 415, UnknownReferralCode, MailDomainBlocked)},
         examples=[
             OpenApiExample(
                 "A new user",
@@ -89,7 +91,9 @@ class RegisterView(APIView):
     def post(self, request: Request) -> Response:
         fields = _parsed(RegisterSerializer(data=request.data))
         fields["referral_code"] = fields.get("referral_code") or ""
-        user = services.register_user(**fields, language=get_language() or "en")
+        user = services.register_user(
+            **fields, language=get_language() or "en", address=client_address(request._request)
+        )
         return Response(UserSerializer(user).data, status=201)
 
 
@@ -160,7 +164,7 @@ class MeView(APIView):
         summary="Change my data",
         description="email and password need current_password, and end every other session.",
         request=ProfileSerializer,
-        responses={200: UserSerializer, **error_responses(400, 401, 413, 415, WrongPassword)},
+        responses={200: UserSerializer, **error_responses(400, 401, 413, 415, WrongPassword, MailDomainBlocked)},
     )
     def patch(self, request: Request) -> Response:
         fields = _parsed(ProfileSerializer(data=request.data))
@@ -194,8 +198,9 @@ class SessionView(APIView):
     @extend_schema(
         tags=["Accounts"],
         summary="End one of my sessions",
-        responses={204: None, **error_responses(401, SessionNotFound)},
+        responses={204: None, **error_responses(400, 401, 413, 415, SessionNotFound)},
     )
     def delete(self, request: Request, session_id: uuid.UUID) -> Response:
+        expect_no_fields(request)
         services.end_session(user=_user(request), session_id=session_id)
         return Response(status=204)

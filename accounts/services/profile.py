@@ -6,7 +6,7 @@ from django.contrib.auth.hashers import check_password, make_password
 
 from accounts.exceptions import WrongPassword
 from accounts.models import SignInSession, User
-from accounts.services.registration import check_password_rules
+from accounts.services.registration import check_password_rules, demand_welcome_domain
 from accounts.services.sessions import end_sessions_of
 from accounts.services.storing import check_user, store_user
 from notifications.services import record
@@ -26,7 +26,8 @@ def update_profile(
     """Change what is given of the user; ``None`` leaves a field as it is.
 
     A new password or address needs the current password, and ends every session but the given one.
-    Raises :class:`WrongPassword`, and :class:`~django.core.exceptions.ValidationError` with the texts by field.
+    Raises :class:`WrongPassword`, :class:`~accounts.exceptions.MailDomainBlocked`, and
+    :class:`~django.core.exceptions.ValidationError` with the texts by field.
     """
     sensitive = email is not None or password is not None
     if sensitive and not user.check_password(current_password):
@@ -46,6 +47,8 @@ def update_profile(
         if email is not None:
             locked.email = email
         check_user(locked)
+        if locked.email != before:
+            demand_welcome_domain(locked.email)
         if new_hash is not None:
             locked.password = new_hash
         store_user(locked, update_fields=["full_name", "language", "email", "password"])

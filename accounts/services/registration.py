@@ -6,7 +6,7 @@ from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 
 from accounts import selectors
-from accounts.exceptions import UnknownReferralCode
+from accounts.exceptions import MailDomainBlocked, UnknownReferralCode
 from accounts.models import User
 from accounts.services.storing import check_user, store_user
 from accounts.signals import user_registered
@@ -33,14 +33,18 @@ def register_user(
     full_name: str = "",
     referral_code: str = "",
     language: str = "en",
+    address: str = "",
 ) -> User:
-    """Create a user from what they typed, and record ``user.registered``.
+    """Create a user from what they typed, and record ``user.registered``; ``address`` is where they did so from.
 
-    Raises :class:`UnknownReferralCode`, and :class:`~django.core.exceptions.ValidationError` with the texts by
-    field for values that break a rule and for an address or name that is taken in any case.
+    Raises :class:`UnknownReferralCode`, :class:`MailDomainBlocked`, and
+    :class:`~django.core.exceptions.ValidationError` with the texts by field for values that break a rule and
+    for an address or name that is taken in any case.
     """
     user = User(email=email, username=username, full_name=full_name, language=language)
+    user.registered_from = address or None
     check_user(user)
+    demand_welcome_domain(user.email)
     check_password_rules(password, user)
     if referral_code.strip():
         user.referred_by = selectors.user_by_referral_code(referral_code)
@@ -49,6 +53,12 @@ def register_user(
     # Before the transaction: hashing takes long, and would hold a connection meanwhile.
     user.set_password(password)
     return add_user(user=user, actor=None)
+
+
+def demand_welcome_domain(email: str) -> None:
+    """Raise :class:`~accounts.exceptions.MailDomainBlocked` for an address of a blocked mail domain."""
+    if selectors.mail_domain_is_blocked(email):
+        raise MailDomainBlocked
 
 
 def add_user(*, user: User, actor: User | None) -> User:

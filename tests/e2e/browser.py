@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,35 +36,50 @@ class Browser:
     """One page of one browser. ``errors`` collects what the page wrote to its console as errors, and exceptions."""
 
     def __init__(self, directory: Path, *, language: str = "en") -> None:
-        program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        assert program is not None
         self.errors: list[str] = []
+        self._directory = directory
+        self._language = language
         self._number = 0
-        self._process = subprocess.Popen(
-            [program, *_OPTIONS, f"--user-data-dir={directory}", f"--accept-lang={language}", "about:blank"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        port_file = directory / "DevToolsActivePort"
-        wait_until(lambda: port_file.exists() and bool(port_file.read_text()), seconds=30, what="Chromium starts")
-        port = port_file.read_text().split()[0]
-        pages = httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json()
-        address = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
-        self._socket = connect(address, max_size=None)
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self._call(f"{domain}.enable")
-        self._call("Network.setExtraHTTPHeaders", headers={"Accept-Language": language})
+        self._ending = ExitStack()
 
     def __enter__(self) -> Self:
+        with ExitStack() as ending:
+            self._socket = ending.enter_context(connect(self._start(ending), max_size=None))
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self._call(f"{domain}.enable")
+            self._call("Network.setExtraHTTPHeaders", headers={"Accept-Language": self._language})
+            self._ending = ending.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
-        self._process.terminate()
-        self._process.wait(20)
+        self._ending.close()
+
+    def _start(self, ending: ExitStack) -> str:
+        """Start Chromium and return the address of its page's DevTools socket."""
+        program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        assert program is not None
+        process = ending.enter_context(
+            subprocess.Popen(
+                [program, *_OPTIONS, f"--user-data-dir={self._directory}", "about:blank"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        ending.callback(process.terminate)
+        port_file = self._directory / "DevToolsActivePort"
+        wait_until(lambda: port_file.exists() and bool(port_file.read_text()), seconds=30, what="Chromium starts")
+        port = port_file.read_text().split()[0]
+        pages = httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json()
+        return str(next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page"))
+
+    def forget(self) -> None:
+        """Sign out of everything and forget earlier errors."""
+        self._call("Network.clearBrowserCookies")
+        self.open("about:blank")
+        self.errors.clear()
 
     def open(self, url: str) -> None:
         """Load a page and wait until nothing of it is under way."""

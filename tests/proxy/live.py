@@ -54,7 +54,7 @@ class LiveGateway:
                 host="127.0.0.1",
                 port=self.port,
                 loop="uvloop",
-                http="httptools",
+                http="zenzefi.runtime.protocol:BoundedHttpProtocol",
                 ws="websockets-sansio",
                 lifespan="on",
                 interface="asgi3",

@@ -153,3 +153,12 @@ def test_interim_answers_are_passed_over(live, settings, issue):
         live.start()
         with live.client(issue().secret) as client:
             assert client.get("x").content == b"ok"
+
+
+def test_an_old_client_gets_its_answer(live, issue):
+    with live.raw() as peer:
+        data = request_bytes("bytes/1000", issue().secret).replace(b"HTTP/1.1", b"HTTP/1.0")
+        peer.sendall(data)
+        answer = read_all(peer)
+    assert b"content-length: 1000\r\n" in answer.lower()
+    assert len(answer.partition(b"\r\n\r\n")[2]) == 1000

@@ -271,7 +271,7 @@ def test_a_first_use_without_postgresql_keeps_its_moment(worker, issue):
     assert issued.reload().activated_at is None
 
     assert services.store_pending_activations(older_than=timedelta()) == 1
-    assert issued.reload().activated_at.isoformat(timespec="milliseconds") == shown["activated_at"].replace(
+    assert issued.reload().activated_at.isoformat(timespec="microseconds") == shown["activated_at"].replace(
         "Z", "+00:00"
     )
     worker.gate.open()

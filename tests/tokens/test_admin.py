@@ -133,18 +133,22 @@ def test_a_token_is_neither_added_nor_edited_nor_deleted(superuser):
     assert list(AccessToken.objects.values()) == before
 
 
-def test_prices_and_scopes_are_edited(superuser):
-    price = TokenPrice.objects.get(duration_hours=24)
-    form = {"duration_hours": 24, "price": "20.00", "is_active": "on"}
-    assert superuser.post(f"/admin/tokens/tokenprice/{price.pk}/change/", form).status_code == 302
-    price.refresh_from_db()
-    assert price.price == Decimal("20.00")
+def test_durations_are_added_and_switched_off_but_a_price_is_not_edited(superuser):
+    add = "/admin/tokens/tokenprice/add/"
+    form = {"duration_hours": 48, "price": "34.00", "is_active": "on"}
     for refused in ("0", "-1", "1.001", "x"):
-        answer = superuser.post(f"/admin/tokens/tokenprice/{price.pk}/change/", {**form, "price": refused})
-        assert answer.status_code == 200
+        assert superuser.post(add, {**form, "price": refused}).status_code == 200
+    assert superuser.post(add, form).status_code == 302
+    price = TokenPrice.objects.get(duration_hours=48)
+    change = f"/admin/tokens/tokenprice/{price.pk}/change/"
+    assert superuser.get(change).status_code == 200
+    assert superuser.post(change, {"price": "1.00", "duration_hours": 1}).status_code == 302
     price.refresh_from_db()
-    assert price.price == Decimal("20.00")
+    assert (price.price, price.duration_hours, price.is_active) == (Decimal("34.00"), 48, False)
+    assert superuser.get("/admin/tokens/tokenprice/").status_code == 200
 
+
+def test_scopes_are_edited(superuser):
     scope = {"slug": "reports", "description": "Reports", "is_active": "on"}
     assert superuser.post("/admin/tokens/scope/add/", scope).status_code == 302
     superuser.post("/admin/tokens/scope/reports/change/", {"slug": "renamed", "description": "New"})

@@ -15,7 +15,7 @@ from zenzefi.lib.money import MoneyField
 
 class PriceSerializer(serializers.Serializer[Any]):
     duration_hours = serializers.IntegerField()
-    price = MoneyField(help_text=_("ZNC"))
+    price = MoneyField(source="current_price", help_text=_("ZNC"))
     scopes = serializers.SerializerMethodField(help_text=_("The scopes this duration is sold with."))
 
     def get_scopes(self, _: Any) -> list[str]:

@@ -30,6 +30,7 @@ from tokens.api.serializers import (
 from tokens.exceptions import DurationNotSold, ScopeNotSold, TokenAlreadyRevoked, TokenExpired, TokenNotFound
 from wallet.exceptions import BalanceLimitExceeded, InsufficientBalance
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
+from zenzefi.lib.parsers import expect_no_fields
 from zenzefi.lib.schema import error_responses
 
 
@@ -121,10 +122,13 @@ class TokenView(APIView):
         tags=["Tokens"],
         responses={
             200: RevocationSerializer,
-            **error_responses(401, TokenNotFound, TokenAlreadyRevoked, TokenExpired, BalanceLimitExceeded),
+            **error_responses(
+                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, BalanceLimitExceeded
+            ),
         },
     )
     def delete(self, request: Request, token_id: uuid.UUID) -> Response:
+        expect_no_fields(request)
         revocation = services.revoke_token(
             token_id=token_id, actor=request.user, owner=request.user, refund=True, reason="owner"
         )
@@ -147,10 +151,14 @@ class RotateView(APIView):
         request=None,
         responses={
             200: TokenWithSecretSerializer,
-            **error_responses(401, TokenNotFound, TokenAlreadyRevoked, TokenExpired, *IDEMPOTENCY_REFUSALS),
+            **error_responses(
+                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, *IDEMPOTENCY_REFUSALS
+            ),
         },
     )
     def post(self, request: Request, token_id: uuid.UUID) -> Response:
+        expect_no_fields(request)
+
         def flow() -> tuple[int, Any]:
             rotated = services.rotate_token(token_id=token_id, owner=request.user)
             return 200, TokenWithSecretSerializer(rotated.token, context={"secret": rotated.secret}).data
@@ -163,9 +171,10 @@ class ReleaseDeviceView(APIView):
         summary="Let another device use the token at once",
         tags=["Tokens"],
         request=None,
-        responses={200: TokenSerializer, **error_responses(401, TokenNotFound)},
+        responses={200: TokenSerializer, **error_responses(400, 401, 413, 415, TokenNotFound)},
     )
     def post(self, request: Request, token_id: uuid.UUID) -> Response:
+        expect_no_fields(request)
         token = services.release_device(token_id=token_id, owner=request.user)
         return Response(TokenSerializer(token).data)
 

@@ -4,18 +4,24 @@ The order of locks in every flow: accounts of the wallet, then tokens, each in t
 """
 
 from tokens.services.devices import claim_device
+from tokens.services.issuing import IssuedToken, issue_tokens
 from tokens.services.lifecycle import Activation, activate_token, record_device_use, record_expiries
 from tokens.services.maintenance import RotatedToken, release_device, rotate_token, update_token
+from tokens.services.pricing import apply_price_list, cancel_price_change, schedule_price
 from tokens.services.purchase import PurchasedToken, list_price, purchase_token, scope_for_sale, source_of
 from tokens.services.revocation import Revocation, refund_due, refund_for, revoke_token
 
 __all__ = [
     "Activation",
+    "IssuedToken",
     "PurchasedToken",
     "Revocation",
     "RotatedToken",
     "activate_token",
+    "apply_price_list",
+    "cancel_price_change",
     "claim_device",
+    "issue_tokens",
     "list_price",
     "purchase_token",
     "record_device_use",
@@ -25,6 +31,7 @@ __all__ = [
     "release_device",
     "revoke_token",
     "rotate_token",
+    "schedule_price",
     "scope_for_sale",
     "source_of",
     "update_token",

@@ -10,9 +10,10 @@ from typing import Any
 from django.utils.translation import gettext as _
 
 from notifications.services import record
-from tokens import secrets
+from referrals.services import award_for_purchase, referrer_awaiting_bonus
 from tokens.exceptions import DurationNotSold, ScopeNotSold
 from tokens.models import AccessToken, Scope, TokenPrice
+from tokens.services.issuing import new_token
 from wallet.services import SystemAccount, TransferKind, debit, lock_accounts_of
 from zenzefi.lib.transactions import in_transaction
 
@@ -36,7 +37,8 @@ def purchase_token(*, owner: Any, duration_hours: int, scope: str = "full", labe
     Raises :class:`DurationNotSold`, :class:`ScopeNotSold`, and
     :class:`~wallet.exceptions.InsufficientBalance` when the owner cannot pay it.
     """
-    [account] = lock_accounts_of(owner)
+    referrer = referrer_awaiting_bonus(owner)
+    account, *others = lock_accounts_of(owner, *([referrer] if referrer else []))
     price = list_price(duration_hours)
     sold_scope = scope_for_sale(scope)
     token_id = uuid.uuid4()
@@ -48,18 +50,26 @@ def purchase_token(*, owner: Any, duration_hours: int, scope: str = "full", labe
         source=source_of(token_id),
         description=_("Access token, %(hours)d h") % {"hours": duration_hours},
     )
-    secret = secrets.generate()
-    token = AccessToken.objects.create(
-        id=token_id,
+    issued = new_token(
+        token_id=token_id,
         owner=owner,
-        digest=secrets.digest(secret),
-        last_four=secret[-4:],
         label=label,
         scope=sold_scope,
         duration_hours=duration_hours,
+        purchase_source=source_of(token_id),
         list_price=price,
         paid=price,
     )
+    token = issued.token
+    token.save(force_insert=True)
+    if referrer is not None:
+        award_for_purchase(
+            referee=owner,
+            referrer=referrer,
+            referrer_account=others[0],
+            paid=price,
+            purchase_source=token.purchase_source,
+        )
     record(
         "token.purchased",
         owner,
@@ -71,15 +81,15 @@ def purchase_token(*, owner: Any, duration_hours: int, scope: str = "full", labe
             "balance": str(account.balance),
         },
     )
-    return PurchasedToken(token=token, secret=secret, balance=account.balance)
+    return PurchasedToken(token=token, secret=issued.secret, balance=account.balance)
 
 
 def list_price(duration_hours: int) -> Decimal:
     """Return what a token of this duration costs today, in ZNC. Raises :class:`DurationNotSold`."""
-    price = TokenPrice.objects.filter(duration_hours=duration_hours, is_active=True).first()
-    if price is None:
+    sold = TokenPrice.objects.filter(duration_hours=duration_hours, is_active=True).priced_at().first()
+    if sold is None:
         raise DurationNotSold
-    return price.price
+    return sold.current_price
 
 
 def scope_for_sale(slug: str) -> Scope:

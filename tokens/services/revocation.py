@@ -12,6 +12,7 @@ from django.contrib.auth import get_user_model
 from django.utils.translation import gettext as _
 
 from notifications.services import record
+from referrals.services import referrer_of_purchase, take_back_for_refund
 from tokens.exceptions import TokenAlreadyRevoked, TokenChangedOwner, TokenExpired
 from tokens.models import AccessToken
 from tokens.services.access import find_token, lock_token, tell_after_commit
@@ -43,9 +44,12 @@ def revoke_token(
     Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`TokenAlreadyRevoked`, :class:`TokenExpired`,
     :class:`TokenChangedOwner`, :class:`~wallet.exceptions.BalanceLimitExceeded`; nothing moves then.
     """
-    owner_id = find_token(token_id, owner=owner).owner_id
+    found = find_token(token_id, owner=owner)
+    owner_id = found.owner_id
     payee = get_user_model()._default_manager.get(pk=owner_id)
-    [account] = lock_accounts_of(payee)
+    # A refund may take a bonus back: that account is locked together with the owner's.
+    referrer = referrer_of_purchase(found.purchase_source) if refund else None
+    account, *others = lock_accounts_of(payee, *([referrer] if referrer else []))
     token = lock_token(token_id)
     if token.owner_id != owner_id:
         raise TokenChangedOwner
@@ -66,6 +70,13 @@ def revoke_token(
             source=source_of(token.id),
             description=_("Refund of an access token, %(hours)d h") % {"hours": token.duration_hours},
         )
+        if referrer is not None:
+            take_back_for_refund(
+                purchase_source=token.purchase_source,
+                refund_source=source_of(token.id),
+                refunded=amount,
+                referrer_account=others[0],
+            )
     token.refunded += amount
     token.revoked_at = token.changed_at = now
     token.revoked_reason = reason

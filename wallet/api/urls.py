@@ -5,6 +5,7 @@ from wallet.api import payments, views
 urlpatterns = [
     path("currency/balance", views.BalanceView.as_view()),
     path("currency/transactions", views.TransactionsView.as_view()),
+    path("currency/statement", views.StatementView.as_view()),
     path("currency/mock-purchase", views.MockPurchaseView.as_view()),
     path("currency/rates", payments.RatesView.as_view()),
     path("currency/purchase", payments.PurchaseView.as_view()),

@@ -48,7 +48,11 @@ def client_address(request: HttpRequest) -> str:
 
 def client_network(request: HttpRequest) -> str:
     """Return what rate limits take for one caller: an IPv4 address, or the /64 that one IPv6 subscriber has."""
-    address = client_address(request)
+    return network_of(client_address(request))
+
+
+def network_of(address: str) -> str:
+    """Return what stands for one subscriber: an IPv4 address as it is, the /64 of an IPv6 one."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network((address, 64), strict=False))

@@ -9,11 +9,11 @@ from uvicorn_worker import UvicornWorker
 
 
 class GatewayWorker(UvicornWorker):
-    """uvicorn with uvloop and httptools, and nothing added to what the application sends."""
+    """uvicorn with uvloop and httptools, a bounded head, and nothing added to what the application sends."""
 
     CONFIG_KWARGS = {
         "loop": "uvloop",
-        "http": "httptools",
+        "http": "zenzefi.runtime.protocol:BoundedHttpProtocol",
         "ws": "websockets-sansio",
         "lifespan": "on",
         "access_log": False,

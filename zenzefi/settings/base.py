@@ -231,6 +231,10 @@ JSON_BODY_MAX_BYTES = env.integer("JSON_BODY_MAX_BYTES", 1_048_576, minimum=1024
 DATA_UPLOAD_MAX_MEMORY_SIZE = JSON_BODY_MAX_BYTES
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
 
+# --- Referrals
+# Days back in which a device or an address that referee and referrer share holds the bonus for review.
+REFERRAL_FRAUD_WINDOW_DAYS = env.integer("REFERRAL_FRAUD_WINDOW_DAYS", 30, minimum=1, maximum=3650)
+
 # --- Payments
 _PROVIDER_SECRETS = {
     "mock": (),

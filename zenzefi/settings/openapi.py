@@ -35,6 +35,7 @@ TAGS = [
     {"name": "Wallet", "description": "Balance, top-ups, transactions."},
     {"name": "Tokens", "description": "Prices, purchase, use and refund of access tokens."},
     {"name": "Bundles", "description": "Several tokens at a discount."},
+    {"name": "Referrals", "description": "Whom one referred, and what it brought."},
     {"name": "Gateway", "description": "The way to the Zenzefi server."},
     {"name": "Health", "description": "For monitors and load balancers. No sign-in, no limits."},
 ]

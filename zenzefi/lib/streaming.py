@@ -1,0 +1,25 @@
+"""Answers that are sent while they are made."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+from asgiref.sync import sync_to_async
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpRequest, StreamingHttpResponse
+
+
+def streaming_response(request: HttpRequest, parts: Iterator[str], *, content_type: str) -> StreamingHttpResponse:
+    """Return an answer whose parts are made one by one, as the client takes them.
+
+    Under ASGI Django would first collect all parts of a synchronous iterator; there each is fetched in the request's
+    thread when it is needed.
+    """
+    content = _one_by_one(parts) if isinstance(request, ASGIRequest) else parts
+    return StreamingHttpResponse(content, content_type=content_type)
+
+
+async def _one_by_one(parts: Iterator[str]) -> AsyncIterator[str]:
+    fetch = sync_to_async(lambda: next(parts, None))
+    while (part := await fetch()) is not None:
+        yield part
