@@ -13,7 +13,7 @@ from zenzefi.lib.context import request_id
 
 # Access tokens of the gateway, bearer and API-key credentials, and JWTs, wherever they stand in a line.
 _SECRETS = re.compile(
-    r"znz_[A-Za-z0-9_-]{8,}|eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"
+    r"z(?:nz|rt)_[A-Za-z0-9_-]{8,}|eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"
     r"|(?i:(?<=bearer )|(?<=api-key ))[A-Za-z0-9._~+/=-]{8,}"
     r"|(?<=\$argon2)[^\s'\"]+"
 )
