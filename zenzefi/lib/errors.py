@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import psycopg
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import DatabaseError, InterfaceError, OperationalError
@@ -47,6 +48,13 @@ class DomainError(Exception):
         self.errors = errors
         self.headers = headers or {}
         super().__init__(str(self.detail))
+
+
+class Unstorable(DomainError):
+    """PostgreSQL cannot hold or look for a value: SQLSTATE class 22, or a NUL character. Nothing was stored."""
+
+    code = "bad_request"
+    detail = _("A value cannot be stored.")
 
 
 class NotFound(DomainError):
@@ -158,7 +166,7 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     elif (away := unavailable(exc)) is not None:
         logger.warning("Answered 503: %s", type(exc).__name__, exc_info=exc)
         exc = away
-    elif isinstance(exc, DatabaseError) and _is_unstorable(exc):
+    elif is_unstorable(exc):
         # A value that passed the serializer but that PostgreSQL cannot hold; nothing was stored.
         exc = drf.ValidationError(gettext("A value cannot be stored."))
 
@@ -182,10 +190,9 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     return None
 
 
-def _is_unstorable(exc: DatabaseError) -> bool:
-    """Whether PostgreSQL refused a value as such: SQLSTATE class 22, data exception."""
-    state = getattr(exc.__cause__, "sqlstate", None) or ""
-    return state.startswith("22")
+def is_unstorable(exc: BaseException) -> bool:
+    """Whether PostgreSQL, or psycopg before it, refused a value as such: SQLSTATE class 22, or a NUL character."""
+    return isinstance(exc, DatabaseError) and isinstance(exc.__cause__, psycopg.DataError)
 
 
 def _plain(request: HttpRequest, status: int, code: str, detail: object) -> JsonResponse:

@@ -97,5 +97,12 @@ class ServiceUnavailableMiddleware:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        refusal = exception if isinstance(exception, errors.DomainError) else errors.unavailable(exception)
+        refusal: errors.DomainError | None
+        if isinstance(exception, errors.DomainError):
+            refusal = exception
+        elif errors.is_unstorable(exception):
+            # The back office looks up what stands in an address, which may hold anything.
+            refusal = errors.Unstorable()
+        else:
+            refusal = errors.unavailable(exception)
         return errors.error_response(refusal) if refusal is not None else None
