@@ -33,6 +33,8 @@ class ProviderServer:
         self.requests: list[tuple[str, str, dict[str, str], dict[str, Any]]] = []
         self.failing = False
         self.silent = 0.0
+        #: What becomes of refunds.
+        self.refund_status = "succeeded"
         #: How many of the next calls are answered "not yet" (202).
         self.busy = 0
         self.numbers = itertools.count(1)
@@ -166,14 +168,15 @@ class StripeServer(ProviderServer):
         charge = self.intents[body["payment_intent"]]["latest_charge"]
         if charge["amount_refunded"] + int(body["amount"]) > charge["amount"]:
             return 400, self.error("Refund amount is greater than unrefunded amount on charge")
-        charge["amount_refunded"] += int(body["amount"])
+        if self.refund_status == "succeeded":
+            charge["amount_refunded"] += int(body["amount"])
         charge["refunded"] = charge["amount_refunded"] == charge["amount"]
         return 200, {
             "id": f"re_{next(self.numbers)}",
             "object": "refund",
             "amount": int(body["amount"]),
             "payment_intent": body["payment_intent"],
-            "status": "succeeded",
+            "status": self.refund_status,
         }
 
     def pay(self, session_id: str) -> dict[str, Any]:
@@ -282,10 +285,11 @@ class YooKassaServer(ProviderServer):
             case "GET", ["payments", payment_id] if payment_id in self.payments:
                 return 200, self.payments[payment_id]
             case "POST", ["refunds"] if body.get("payment_id") in self.payments:
-                refunded = self.refund(body["payment_id"], body["amount"]["value"])
+                value = body["amount"]["value"] if self.refund_status == "succeeded" else "0.00"
+                refunded = self.refund(body["payment_id"], value)
                 return 200, {
                     "id": f"r{next(self.numbers)}",
-                    "status": "succeeded",
+                    "status": self.refund_status,
                     "amount": body["amount"],
                     "payment_id": refunded["id"],
                     "created_at": "2026-01-01T12:30:00.000Z",

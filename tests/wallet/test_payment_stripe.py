@@ -195,6 +195,18 @@ def test_what_is_not_ours_is_taken_and_left(server):
     assert [event.outcome for event in PaymentEvent.objects.all()] == ["not ours", "not ours"]
 
 
+def test_an_event_about_another_shops_charge_is_left(server):
+    server.intents["pi_x"] = {"id": "pi_x", "object": "payment_intent", "metadata": {}}
+    charge = {"id": "ch_x", "object": "charge", "payment_intent": "pi_x", "metadata": {}, "amount_refunded": 1}
+    send("charge.refunded", charge)
+    assert PaymentEvent.objects.get().outcome == "not ours"
+
+
+def test_a_signed_event_without_its_object_is_malformed(server):
+    assert send("charge.refunded", {"payment_intent": 5}, status=400)["code"] == "malformed_notification"
+    assert not Transfer.objects.exists()
+
+
 def test_polling_finds_what_no_event_told(server):
     user = user_with()
     payment = start(user)
@@ -290,6 +302,17 @@ def test_a_refund_is_not_asked_for_again_when_its_key_is_forgotten(server):
     assert services.resume_refunds() == 0
     assert len(server.requests) == asked
     assert payment.refunds.get().status == "unknown"
+    assert standing(user) == ("100.00", "0.00")
+
+
+def test_a_refund_that_fails_takes_nothing(server):
+    user, staff = user_with(), StaffFactory()
+    payment = start(user)
+    send("checkout.session.completed", server.pay(payment.provider_payment_id))
+    server.refund_status = "failed"
+    with pytest.raises(ProviderRefused):
+        services.refund_payment(payment_id=payment.pk, reason="asked", actor=staff)
+    assert payment.refunds.get().status == "refused"
     assert standing(user) == ("100.00", "0.00")
 
 

@@ -184,6 +184,34 @@ def test_staff_refund_at_yookassa(server):
     assert standing(user) == ("90.00", "0.00")
 
 
+def test_a_refund_that_is_canceled_takes_nothing(server):
+    user, staff = user_with(), StaffFactory()
+    payment = start(user)
+    send("payment.succeeded", server.pay(payment.provider_payment_id))
+    server.refund_status = "canceled"
+    with pytest.raises(ProviderRefused):
+        services.refund_payment(payment_id=payment.pk, reason="asked", actor=staff)
+    assert payment.refunds.get().status == "refused"
+    assert standing(user) == ("100.00", "0.00")
+
+
+def test_what_is_not_about_a_payment_is_left(server):
+    assert send("payout.succeeded", {"id": "po-1"}).status_code == 200
+    assert PaymentEvent.objects.get().outcome == "not ours"
+    payment = start(user_with())
+    waiting = dict(server.payments[payment.provider_payment_id], status="waiting_for_capture")
+    assert send("payment.waiting_for_capture", waiting).status_code == 200
+    payment.refresh_from_db()
+    assert payment.status == "pending"
+
+
+def test_an_answer_that_is_none_is_not_believed(server):
+    payment = start(user_with())
+    server.payments[payment.provider_payment_id]["status"] = "sold"
+    with pytest.raises(ProviderUnavailable):
+        services.ask_provider(payment_id=payment.pk)
+
+
 def test_refusals_and_silence_have_names(server, settings):
     user = user_with()
     settings.YOOKASSA_SECRET_KEY = "wrong"

@@ -22,7 +22,7 @@ from tests.money import api, user_with
 from tests.threads import run_at_once
 from tokens.services import purchase_token
 from wallet import tasks
-from wallet.exceptions import AlreadyPosted, DebtOutstanding
+from wallet.exceptions import AlreadyPosted, AmountNotPayable, DebtOutstanding, PaymentNotFound
 from wallet.models import (
     Currency,
     ExchangeRate,
@@ -39,6 +39,7 @@ from wallet.payments.providers import mock
 from wallet.payments.providers.base import DisputeState, ProviderState, Told
 from wallet.selectors import balance_of
 from wallet.services import SystemAccount, TransferKind, debit, open_account
+from zenzefi.lib.idempotency import RequestInFlight
 
 pytestmark = pytest.mark.django_db
 PURCHASE = "/api/v1/currency/purchase"
@@ -257,6 +258,18 @@ def test_an_idempotency_key_opens_one_payment():
     assert post(user, {"amount_znc": "10.00"}, **{"Idempotency-Key": ""}).status_code == 400
     assert Payment.objects.count() == 1
     assert post(other, {"amount_znc": "10.00"}, **{"Idempotency-Key": "k"}).json() != first.json()
+
+
+def test_a_key_whose_first_request_still_runs_or_has_died(monkeypatch):
+    user = user_with()
+    payment = start(user, "10.00", idempotency_key="k")
+    Payment.objects.update(payment_url="", provider_payment_id=None)
+    with pytest.raises(RequestInFlight):
+        start(user, "10.00", idempotency_key="k")
+    Payment.objects.update(payment_url="")
+    monkeypatch.setattr(services, "CREATION_GRACE", timedelta(0))
+    assert start(user, "10.00", idempotency_key="k").pk == payment.pk
+    assert Payment.objects.get().payment_url
 
 
 def test_the_rate_is_frozen_on_the_payment():
@@ -521,6 +534,52 @@ def test_a_notification_about_nothing_of_ours_is_taken_and_left():
     assert not Transfer.objects.exists()
 
 
+def test_the_mock_tells_of_refunds_and_disputes_too():
+    user = user_with()
+    payment = start(user)
+    news = [
+        (mock.DISPUTED, {"dispute": "dp_1", "outcome": "open", "amount": "300.00"}, "0.00"),
+        (mock.SUCCEEDED, {}, "70.00"),
+        (mock.DISPUTED, {"dispute": "dp_1", "outcome": "won", "amount": "300.00"}, "100.00"),
+        (mock.REFUNDED, {"refunded": "250.00"}, "75.00"),
+        ("payment.remembered", {}, "75.00"),
+    ]
+    for number, (kind, facts, left) in enumerate(news):
+        body = mock_event(payment, kind, f"e{number}", **facts)
+        assert notify(body, **{"X-Mock-Signature": mock.sign(body)}).status_code == 200
+        assert standing(user) == (left, "0.00")
+    # Asked again, it knows the same.
+    services.ask_provider(payment_id=payment.pk)
+    assert standing(user) == ("75.00", "0.00")
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        (mock.REFUNDED, {}),
+        (mock.REFUNDED, {"refunded": "much"}),
+        (mock.DISPUTED, {"dispute": "dp_1", "outcome": "undecided"}),
+        (mock.SUCCEEDED, {"amount": None}),
+    ],
+)
+def test_a_notification_with_half_of_its_facts_changes_nothing(kind, facts):
+    user = user_with()
+    body = mock_event(start(user), kind, **facts)
+    answer = notify(body, **{"X-Mock-Signature": mock.sign(body)})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_notification")
+    assert PaymentEvent.objects.get().processed_at is None
+    assert standing(user) == ("0.00", "0.00")
+
+
+def test_a_shared_address_takes_no_nonsense():
+    for body in (b"\xff", b"{"):
+        assert notify(body, "").json()["code"] == "malformed_notification"
+    assert notify(b"[]", "").json()["code"] == "invalid_signature"
+    assert Client().get("/api/v1/webhooks/mock-payment?payment_id=x").status_code == 404
+    assert Client().get(f"/api/v1/webhooks/mock-payment?payment_id={uuid.uuid4()}").status_code == 404
+    assert not PaymentEvent.objects.exists()
+
+
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{}", b"\xff", b'{"id": 1}'])
 def test_a_signed_notification_that_is_no_notification_is_refused(body):
     answer = notify(body, **{"X-Mock-Signature": mock.sign(body)})
@@ -555,6 +614,53 @@ def test_a_pending_payment_is_asked_about_until_it_is_settled():
     assert services.poll_due_payments() == 1
     assert standing(user) == ("100.00", "0.00")
     assert Payment.objects.get().poll_at is None
+
+
+def test_what_cannot_be_settled_holds_up_nothing(settings):
+    user = user_with()
+    broken, fine = start(user), start(user)
+    for payment, facts in ((broken, {"amount": "1.00"}), (fine, {})):
+        payload = mock.notification(payment, mock.SUCCEEDED, event_id=str(payment.pk), **facts).payload
+        PaymentEvent.objects.create(
+            provider="mock",
+            event_id=str(payment.pk),
+            kind=mock.SUCCEEDED,
+            payload=payload,
+            payment=payment,
+            retry_at=timezone.now() - timedelta(seconds=1),
+        )
+    assert services.retry_due_events() == 1
+    assert standing(user) == ("100.00", "0.00")
+    assert not PaymentEvent.objects.filter(payment=broken, retry_at__lte=timezone.now()).exists()
+    assert PaymentEvent.objects.get(payment=broken).retry_at is not None
+    settings.PAYMENT_PROVIDERS = []
+    Payment.objects.filter(pk=broken.pk).update(poll_at=timezone.now())
+    assert services.poll_due_payments() == 0
+    broken.refresh_from_db()
+    assert (broken.status, broken.polls) == ("pending", 1)
+
+
+def test_what_is_not_there_is_refused():
+    nobody = uuid.uuid4()
+    state = ProviderState(told=Told.CANCELED)
+    for call in (
+        lambda: services.ask_provider(payment_id=nobody),
+        lambda: services.apply_provider_state(payment_id=nobody, state=state),
+        lambda: services.settle_mock_payment(payment_id=nobody, succeed=True),
+        lambda: services.refund_payment(payment_id=nobody, reason="x", actor=None),
+    ):
+        with pytest.raises(PaymentNotFound):
+            call()
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", "0.001"])
+def test_an_amount_that_cannot_be_paid_back_is_refused(amount):
+    user = user_with()
+    payment = pay(start(user))
+    with pytest.raises(AmountNotPayable):
+        services.refund_payment(payment_id=payment.pk, reason="x", actor=StaffFactory(), amount=Decimal(amount))
+    assert standing(user) == ("100.00", "0.00")
+    assert not payment.refunds.exists()
 
 
 def test_a_page_nobody_used_is_canceled(monkeypatch):
