@@ -431,18 +431,17 @@ class Gateway:
 
     def _log(self, scope: Scope, outcome: str, exchange: Exchange | None, started: float, request_id: bytes) -> None:
         assert self._access_log is not None
+        # Neither path nor query: what stands in them is between the client and the server.
         self._access_log.info(
-            "%s %s",
+            "%s %s request=%s token=%s address=%s in=%d out=%d ms=%.1f",
             scope.get("method", "WEBSOCKET"),
             outcome,
-            extra={
-                "request_id": request_id.decode("latin-1"),
-                "token_id": exchange.token_id.decode() if exchange else "",
-                "address": exchange.address if exchange else "",
-                "bytes_in": exchange.bytes_in if exchange else 0,
-                "bytes_out": exchange.bytes_out if exchange else 0,
-                "duration_ms": round((monotonic() - started) * 1000, 1),
-            },
+            request_id.decode("latin-1"),
+            exchange.token_id.decode() if exchange else "-",
+            exchange.address if exchange else "-",
+            exchange.bytes_in if exchange else 0,
+            exchange.bytes_out if exchange else 0,
+            (monotonic() - started) * 1000,
         )
 
 

@@ -30,7 +30,7 @@ from yarl import URL
 logger = logging.getLogger(__name__)
 
 #: Bytes of an answer held per exchange while the client reads slower than the upstream sends.
-READ_BUFFER = 2**17
+READ_BUFFER = 2**18
 #: Bytes of one header line of an answer, and lines.
 MAX_HEADER_BYTES = 65_536
 MAX_HEADER_LINES = 1000

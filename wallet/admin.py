@@ -15,6 +15,7 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
 from wallet.models import Account, Transfer
+from wallet.payments import admin as payments_admin  # noqa: F401 - registers payments and currencies
 from zenzefi.lib.admin import ReadOnlyAdmin
 
 

@@ -8,3 +8,6 @@ class WalletConfig(AppConfig):
 
     def ready(self) -> None:
         from wallet import receivers  # noqa: F401 - connects them
+        from wallet.payments.reconciliation import register_checks
+
+        register_checks()

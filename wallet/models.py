@@ -6,8 +6,10 @@ import uuid
 
 import pgtrigger
 from django.conf import settings
+from django.core.validators import RegexValidator
 from django.db import models
 from django.db.models import F, Q
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from zenzefi.lib.money import MAX_AMOUNT, ZERO
@@ -27,6 +29,8 @@ class Account(models.Model):
         PROMOTIONS = "promotions", _("Promotions")
         ADJUSTMENTS = "adjustments", _("Adjustments")
         GATEWAY_MOCK = "gateway:mock", _("Payment gateway: mock")
+        GATEWAY_STRIPE = "gateway:stripe", _("Payment gateway: Stripe")
+        GATEWAY_YOOKASSA = "gateway:yookassa", _("Payment gateway: YooKassa")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.OneToOneField(
@@ -96,6 +100,7 @@ class Transfer(models.Model):
         REFERRAL_REVERSAL = "REFERRAL_REVERSAL", _("Referral bonus taken back")
         ADJUSTMENT = "ADJUSTMENT", _("Adjustment")
         CHARGEBACK = "CHARGEBACK", _("Chargeback")
+        CHARGEBACK_REVERSAL = "CHARGEBACK_REVERSAL", _("Chargeback given back")
 
     #: The order of postings; under an account's lock it is also the order on that account.
     id = models.BigAutoField(primary_key=True)
@@ -154,3 +159,298 @@ class Transfer(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.amount}"
+
+
+class Currency(models.Model):
+    """A currency that ZNC can be paid in. It is sold while it is active and has a rate."""
+
+    code = models.CharField(
+        _("code"),
+        max_length=3,
+        primary_key=True,
+        validators=[RegexValidator(r"\A[A-Z]{3}\Z", _("Three capital letters, as in ISO 4217."))],
+    )
+    name = models.CharField(_("name"), max_length=64)
+    minor_unit_digits = models.PositiveSmallIntegerField(
+        _("digits of the minor unit"),
+        default=2,
+        help_text=_("Decimal places of an amount (ISO 4217): 2 for most, 0 for JPY, 3 for KWD."),
+    )
+    is_active = models.BooleanField(_("active"), default=True)
+
+    class Meta:
+        verbose_name = _("currency")
+        verbose_name_plural = _("currencies")
+        ordering = ["code"]
+        constraints = [
+            models.CheckConstraint(condition=Q(code__regex=r"^[A-Z]{3}$"), name="wallet_currency_code_iso"),
+            models.CheckConstraint(condition=Q(minor_unit_digits__lte=3), name="wallet_currency_minor_unit_digits"),
+        ]
+
+    def __str__(self) -> str:
+        return self.code
+
+
+class ExchangeRate(models.Model):
+    """``znc_amount`` ZNC cost ``currency_amount`` of the currency, from a date until the next rate's.
+
+    A pair, because neither direction alone can hold every rate exactly: 1 ZNC for 12.00 RUB is no finite number of
+    ZNC per rouble, and 10.8375 ZNC for 1 EUR no finite price of a ZNC. Append-only: a new rate is a new row.
+    """
+
+    currency = models.ForeignKey(Currency, on_delete=models.PROTECT, related_name="rates", verbose_name=_("currency"))
+    znc_amount = models.DecimalField(_("ZNC"), max_digits=18, decimal_places=8, default=1)
+    currency_amount = models.DecimalField(_("cost in the currency"), max_digits=18, decimal_places=8, default=1)
+    effective_from = models.DateTimeField(_("effective from"), default=timezone.now)
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("exchange rate")
+        verbose_name_plural = _("exchange rates")
+        ordering = ["currency", "-effective_from", "-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["currency", "effective_from"], name="wallet_rate_one_per_moment"),
+            models.CheckConstraint(
+                condition=Q(znc_amount__gt=0, currency_amount__gt=0), name="wallet_rate_amounts_positive"
+            ),
+        ]
+        triggers = [pgtrigger.Protect(name="append_only", operation=pgtrigger.Update | pgtrigger.Delete)]
+
+    def __str__(self) -> str:
+        return f"{self.znc_amount.normalize():f} ZNC = {self.currency_amount.normalize():f} {self.currency_id}"
+
+
+class ReceiptSeries(models.Model):
+    """The last receipt number given in a year; counted under its row lock, so the numbers have no gap."""
+
+    year = models.PositiveSmallIntegerField(_("year"), primary_key=True)
+    last_number = models.PositiveIntegerField(_("last number"), default=0)
+
+    class Meta:
+        verbose_name = _("receipt series")
+        verbose_name_plural = _("receipt series")
+
+    def __str__(self) -> str:
+        return f"{self.year}: {self.last_number}"
+
+
+#: Money that arrives after a cancellation is the customer's and is credited like any other. From pending a
+#: payment goes straight to refunded or disputed when that was told before the success.
+PAYMENT_TRANSITIONS = [
+    ("pending", "succeeded"),
+    ("pending", "canceled"),
+    ("pending", "refunded"),
+    ("pending", "disputed"),
+    ("canceled", "succeeded"),
+    ("canceled", "refunded"),
+    ("canceled", "disputed"),
+    ("succeeded", "refunded"),
+    ("succeeded", "disputed"),
+    ("disputed", "succeeded"),
+    ("disputed", "refunded"),
+]
+
+
+class Payment(models.Model):
+    """A top-up through a payment provider, in one currency at the rate of the moment it was asked for.
+
+    What was agreed never changes, and ``status`` moves only along :data:`PAYMENT_TRANSITIONS`; the database sees to it.
+    ``status`` follows from what the provider told (paid, refunded so far, disputes), whatever the order:
+    see :func:`wallet.payments.services.apply_provider_state`.
+    """
+
+    class Status(models.TextChoices):
+        PENDING = "pending", _("Pending")
+        SUCCEEDED = "succeeded", _("Succeeded")
+        CANCELED = "canceled", _("Canceled")
+        REFUNDED = "refunded", _("Refunded")
+        DISPUTED = "disputed", _("Disputed")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="payments", verbose_name=_("user")
+    )
+    provider = models.CharField(_("provider"), max_length=32)
+    status = models.CharField(_("status"), max_length=16, choices=Status.choices, default=Status.PENDING)
+    amount_znc = models.DecimalField(_("amount, ZNC"), max_digits=14, decimal_places=2)
+    amount = models.DecimalField(_("amount"), max_digits=20, decimal_places=3)
+    currency = models.ForeignKey(Currency, on_delete=models.PROTECT, related_name="+", verbose_name=_("currency"))
+    rate_znc_amount = models.DecimalField(_("rate: ZNC"), max_digits=18, decimal_places=8)
+    rate_currency_amount = models.DecimalField(_("rate: cost in the currency"), max_digits=18, decimal_places=8)
+    return_url = models.URLField(_("return address"), max_length=2048)
+    payment_url = models.URLField(_("payment page"), max_length=4096, blank=True, default="")
+    #: The provider's own id of what it was asked for (Checkout Session, payment), and of the money movement behind
+    #: it where that is another object (Stripe's PaymentIntent). Null while unknown, since they are unique.
+    provider_payment_id = models.CharField(_("provider's id"), max_length=255, null=True, blank=True)  # noqa: DJ001
+    provider_reference = models.CharField(_("provider's reference"), max_length=255, null=True, blank=True)  # noqa: DJ001
+    idempotency_hash = models.BinaryField(max_length=32, null=True, editable=False)
+    request_hash = models.BinaryField(max_length=32, null=True, editable=False)
+    #: In the payment's currency, cumulative.
+    refunded_amount = models.DecimalField(_("refunded"), max_digits=20, decimal_places=3, default=0)
+    #: ZNC of this payment that refunds and disputes hold back at present.
+    reversed_znc = models.DecimalField(_("taken back, ZNC"), max_digits=14, decimal_places=2, default=ZERO)
+    #: How often credits were taken or given back; makes the source of each such posting unique.
+    reversals = models.PositiveIntegerField(_("postings after the deposit"), default=0)
+    receipt_number = models.CharField(_("receipt number"), max_length=32, null=True, blank=True, unique=True)
+    poll_at = models.DateTimeField(_("ask the provider at"), null=True, blank=True)
+    polls = models.PositiveIntegerField(_("times asked"), default=0)
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+    succeeded_at = models.DateTimeField(_("succeeded at"), null=True, blank=True)
+    canceled_at = models.DateTimeField(_("canceled at"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("payment")
+        verbose_name_plural = _("payments")
+        ordering = ["-created_at", "-id"]
+        permissions = [
+            ("ask_provider", _("Can ask the provider about a payment")),
+            ("refund_payment", _("Can refund a payment")),
+        ]
+        indexes = [
+            models.Index(fields=["user", "-created_at", "-id"], name="wallet_payment_of_user"),
+            models.Index(fields=["poll_at"], condition=Q(poll_at__isnull=False), name="wallet_payment_due"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["provider", "provider_payment_id"], name="wallet_payment_provider_id"),
+            models.UniqueConstraint(fields=["provider", "provider_reference"], name="wallet_payment_provider_ref"),
+            models.UniqueConstraint(fields=["user", "idempotency_hash"], name="wallet_payment_idempotency"),
+            models.CheckConstraint(condition=Q(amount_znc__gt=0, amount__gt=0), name="wallet_payment_positive"),
+            models.CheckConstraint(
+                condition=Q(refunded_amount__gte=0, refunded_amount__lte=F("amount")),
+                name="wallet_payment_refund_within_amount",
+            ),
+            models.CheckConstraint(
+                condition=Q(reversed_znc__gte=0, reversed_znc__lte=F("amount_znc")),
+                name="wallet_payment_reversed_within_amount",
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=["pending", "canceled"], succeeded_at__isnull=True, receipt_number__isnull=True)
+                | Q(
+                    status__in=["succeeded", "refunded", "disputed"],
+                    succeeded_at__isnull=False,
+                    receipt_number__isnull=False,
+                ),
+                name="wallet_payment_receipt_when_paid",
+            ),
+        ]
+        triggers = [
+            pgtrigger.FSM(name="status_forward", field="status", transitions=PAYMENT_TRANSITIONS),
+            pgtrigger.ReadOnly(
+                name="agreed_is_fixed",
+                fields=[
+                    "user",
+                    "provider",
+                    "amount_znc",
+                    "amount",
+                    "currency",
+                    "rate_znc_amount",
+                    "rate_currency_amount",
+                    "created_at",
+                ],
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.id} {self.status}"
+
+    @property
+    def is_paid(self) -> bool:
+        return self.succeeded_at is not None
+
+
+class PaymentDispute(models.Model):
+    """A customer's bank took the payment, or a part of it, back for the time being or for good."""
+
+    class Outcome(models.TextChoices):
+        OPEN = "open", _("Open")
+        LOST = "lost", _("Lost")
+        WON = "won", _("Won")
+
+    payment = models.ForeignKey(Payment, on_delete=models.PROTECT, related_name="disputes", verbose_name=_("payment"))
+    provider_dispute_id = models.CharField(_("provider's id"), max_length=255)
+    outcome = models.CharField(_("outcome"), max_length=8, choices=Outcome.choices)
+    #: In the payment's currency.
+    amount = models.DecimalField(_("amount"), max_digits=20, decimal_places=3)
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+    updated_at = models.DateTimeField(_("updated at"), auto_now=True)
+
+    class Meta:
+        verbose_name = _("dispute")
+        verbose_name_plural = _("disputes")
+        constraints = [
+            models.UniqueConstraint(fields=["payment", "provider_dispute_id"], name="wallet_dispute_once"),
+            models.CheckConstraint(condition=Q(amount__gt=0), name="wallet_dispute_amount_positive"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.provider_dispute_id} {self.outcome}"
+
+
+class PaymentRefund(models.Model):
+    """A refund that staff asked the provider for. Its id is the key under which the provider does it once."""
+
+    class Status(models.TextChoices):
+        REQUESTED = "requested", _("Requested")
+        DONE = "done", _("Done")
+        REFUSED = "refused", _("Refused")
+        #: The provider never answered within the time it remembers the key for; staff look at its own pages.
+        UNKNOWN = "unknown", _("Outcome unknown")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    payment = models.ForeignKey(Payment, on_delete=models.PROTECT, related_name="refunds", verbose_name=_("payment"))
+    #: In the payment's currency.
+    amount = models.DecimalField(_("amount"), max_digits=20, decimal_places=3)
+    reason = models.CharField(_("reason"), max_length=255)
+    requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", verbose_name=_("requested by")
+    )
+    status = models.CharField(_("status"), max_length=16, choices=Status.choices, default=Status.REQUESTED)
+    provider_refund_id = models.CharField(_("provider's id"), max_length=255, blank=True, default="")
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("payment refund")
+        verbose_name_plural = _("payment refunds")
+        constraints = [
+            # The next one is asked for when the provider has answered this one: what is left is then known.
+            models.UniqueConstraint(
+                fields=["payment"], condition=Q(status="requested"), name="wallet_refund_one_at_a_time"
+            ),
+            models.CheckConstraint(condition=Q(amount__gt=0), name="wallet_refund_amount_positive"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.status}"
+
+
+class PaymentEvent(models.Model):
+    """What a provider told us, as it came; stored before anything is done about it."""
+
+    provider = models.CharField(_("provider"), max_length=32)
+    event_id = models.CharField(_("event id"), max_length=255)
+    kind = models.CharField(_("kind"), max_length=128)
+    payload = models.JSONField(_("payload"))
+    payment = models.ForeignKey(
+        Payment, on_delete=models.PROTECT, null=True, related_name="events", verbose_name=_("payment")
+    )
+    received_at = models.DateTimeField(_("received at"), auto_now_add=True)
+    #: Set in the transaction that carried out what the event says.
+    processed_at = models.DateTimeField(_("processed at"), null=True)
+    outcome = models.CharField(_("outcome"), max_length=255, blank=True, default="")
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    #: When it is tried again without being sent again; null when nothing is left to do.
+    retry_at = models.DateTimeField(_("retry at"), null=True)
+
+    class Meta:
+        verbose_name = _("payment event")
+        verbose_name_plural = _("payment events")
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["retry_at"], condition=Q(retry_at__isnull=False), name="wallet_event_due"),
+        ]
+        constraints = [
+            models.UniqueConstraint(fields=["provider", "event_id"], name="wallet_event_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.provider} {self.event_id}"

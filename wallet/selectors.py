@@ -34,7 +34,7 @@ class Transactions:
     """A user's side of their transfers, newest first: can be counted and sliced, as a paginator does.
 
     A slice is a list of dictionaries with the keys ``id`` (the order), ``public_id``, ``signed`` (ZNC, negative when it
-    left the account), ``kind``, ``description``, ``balance_after`` (ZNC) and ``created_at``.
+    left the account), ``kind``, ``description``, ``source``, ``balance_after`` (ZNC) and ``created_at``.
 
     A transfer has the account on one side only, so the two sides are added up without looking for duplicates. Each
     side is cut to what the page can need before they are merged: PostgreSQL walks two indexes that far and stops,
@@ -65,6 +65,7 @@ class Transactions:
                 "public_id",
                 "kind",
                 "description",
+                "source",
                 "created_at",
                 signed=F("amount") * sign,
                 balance_after=F(f"{name}_balance_after"),

@@ -32,7 +32,7 @@ def test_a_route_is_described(schema, path, method):
     operation = schema["paths"][path][method]
 
     assert success in operation["responses"]
-    assert operation["tags"] == ["accounts"] and operation["summary"]
+    assert operation["tags"] == ["Accounts"] and operation["summary"]
     assert ({"AccessToken": []} in operation.get("security", [])) is signed_in
     for status, response in operation["responses"].items():
         if status >= "400":

@@ -179,6 +179,21 @@ def test_a_price_set_by_hand_stays_with_its_reason_until_it_is_priced_anew(staff
     assert [event.data["reason"] for event in events("bundle.changed")].count("Autumn") == 2
 
 
+def test_another_base_takes_its_discount_and_needs_its_own_reason(staff):
+    assert patch(staff, {"base_price": "100.00"}).json()["code"] == "reason_required"
+    body = patch(staff, {"base_price": "100.00", "override_reason": "Support included"}).json()
+    assert (body["base_price"], body["total_price"], body["list_price"]) == ("100.00", "90.00", "18.00")
+    # A discount on top keeps the base, and the reason it was set for.
+    body = patch(staff, {"discount_percent": "50"}).json()
+    assert (body["base_price"], body["total_price"], body["override_reason"]) == (
+        "100.00",
+        "50.00",
+        "Support included",
+    )
+    body = patch(staff, {"base_price": "90.00"}).json()
+    assert (body["total_price"], body["override_reason"]) == ("45.00", "")
+
+
 def test_a_change_is_recorded_and_nothing_changed_is_not(staff):
     patch(staff, {"description": "New"})
     patch(staff, {"description": "New"})

@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 
 from bundles.models import Bundle, BundlePurchase
 from bundles.services import purchase_bundle, split_price
-from tests.money import activate_so_that, api, user_with
+from tests.money import activate_so_that, api, staff_client, user_with
 from tests.threads import run_at_once
 from tokens import secrets
 from tokens.models import AccessToken, Scope, TokenPrice
@@ -144,6 +144,20 @@ def test_a_duration_that_is_sold_in_bundles_only():
     TokenPrice.objects.filter(duration_hours=24).update(is_active=False)
     [one, *_rest] = purchase_bundle(buyer=user_with("81.00"), bundle_id=bundle().pk).tokens
     assert one.token.list_price == Decimal("18.00")
+
+
+def test_secrets_are_not_in_what_a_log_would_show():
+    bought = purchase_bundle(buyer=user_with("81.00"), bundle_id=bundle().pk)
+    assert not any(one.secret in repr(bought) for one in bought.tokens)
+
+
+def test_staff_look_at_purchases_and_change_none():
+    bought = purchase_bundle(buyer=user_with("81.00"), bundle_id=bundle().pk)
+    staff = staff_client(user_with(is_staff=True, is_superuser=True))
+    assert "Starter Pack" in staff.get("/admin/bundles/bundlepurchase/").content.decode()
+    change = f"/admin/bundles/bundlepurchase/{bought.purchase.pk}/change/"
+    assert staff.get(change).status_code == 200
+    assert staff.post(change, {"paid": "1.00"}).status_code == 403
 
 
 def test_too_little_balance_buys_nothing():

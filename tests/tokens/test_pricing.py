@@ -269,6 +269,7 @@ def test_without_a_yes_nothing_is_applied(tmp_path, monkeypatch, answer):
         ("prices: {24: 1.005}", "not a price"),
         ("prices: {24: .nan}", "not a price"),
         ("prices: {24: 'NaN'}", "not a price"),
+        ("prices: {24: cheap}", "not a price"),
         ("prices: {24: .inf}", "not a price"),
         ("prices: {24: 010}", "not a price"),
         ("prices: {24: 1:30}", "not a price"),

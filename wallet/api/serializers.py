@@ -54,8 +54,9 @@ class TransactionSerializer(serializers.Serializer[Any]):
     balance_after = MoneyField()
     created_at = serializers.DateTimeField()
 
-    def get_payment_id(self, _: Any) -> str | None:
-        return None
+    def get_payment_id(self, transaction: dict[str, Any]) -> str | None:
+        kind, _, rest = transaction["source"].partition(":")
+        return rest.partition(":")[0] if kind == "payment" else None
 
 
 class MomentField(serializers.DateTimeField):

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from django.db import IntegrityError, transaction
 
-from wallet.exceptions import AlreadyPosted, BalanceLimitExceeded, InsufficientBalance
+from wallet.exceptions import AlreadyPosted, BalanceLimitExceeded, DebtOutstanding, InsufficientBalance
 from wallet.models import Account, Transfer
 from wallet.services.accounts import demand_transaction, lock_accounts, system_account
 from zenzefi.lib.money import CENT, MAX_AMOUNT, ZERO
@@ -29,7 +29,8 @@ def transfer(
     :func:`~wallet.services.accounts.lock_accounts`. What the credited account owes is paid first. With ``may_owe``
     the debited account is taken below zero, the missing part becoming ``owed``.
 
-    Raises :class:`InsufficientBalance`, :class:`BalanceLimitExceeded`; :class:`AlreadyPosted` when this kind was
+    Raises :class:`InsufficientBalance`, :class:`DebtOutstanding`, :class:`BalanceLimitExceeded`;
+    :class:`AlreadyPosted` when this kind was
     posted from this source before; :class:`ValueError` for an amount that is not a positive number of cents; and
     :class:`~django.db.transaction.TransactionManagementError` outside a transaction. Nothing is changed by a
     refusal, and the caller's transaction stays usable.
@@ -40,7 +41,7 @@ def transfer(
     payer, payee = lock_accounts(debit_account, credit_account)
     if not payer.is_system:
         if not may_owe and amount > payer.balance:
-            raise InsufficientBalance
+            raise DebtOutstanding if payer.owed else InsufficientBalance
         _move(payer, -amount)
     if not payee.is_system:
         _move(payee, amount)

@@ -79,6 +79,14 @@ def _fingerprint(request: Request) -> bytes:
     return hashlib.sha256(f"{request.method}\n{request.path}\n{body}".encode()).digest()
 
 
+def key_of(request: Request) -> str | None:
+    """Return the request's ``Idempotency-Key``, if it has one. Raises :class:`InvalidIdempotencyKey`."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not _WELL_FORMED.fullmatch(key):
+        raise InvalidIdempotencyKey
+    return key
+
+
 def run_idempotently(request: Request, flow: Callable[[], tuple[int, Any]]) -> Response:
     """Run a money-moving flow for the signed-in user, once per ``Idempotency-Key``.
 
@@ -88,12 +96,10 @@ def run_idempotently(request: Request, flow: Callable[[], tuple[int, Any]]) -> R
     Raises :class:`InvalidIdempotencyKey` (400), :class:`RequestInFlight` and :class:`AnswerUnreadable` (409),
     :class:`IdempotencyKeyReused` (422), and whatever the flow raises.
     """
-    key = request.headers.get("Idempotency-Key")
+    key = key_of(request)
     if key is None:
         status, body = flow()
         return Response(body, status=status)
-    if not _WELL_FORMED.fullmatch(key):
-        raise InvalidIdempotencyKey
 
     assert request.user.is_authenticated
     user_id = request.user.pk

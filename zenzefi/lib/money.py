@@ -31,9 +31,9 @@ class AmountField(serializers.DecimalField):
         "not_positive": _("The amount must be greater than zero."),
     }
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("max_value", MAX_AMOUNT)
-        super().__init__(max_digits=10, decimal_places=2, **kwargs)
+    def __init__(self, *, decimal_places: int = 2, max_value: Decimal = MAX_AMOUNT, **kwargs: Any) -> None:
+        digits = max_value.adjusted() + 1 + decimal_places
+        super().__init__(max_digits=digits, decimal_places=decimal_places, max_value=max_value, **kwargs)
 
     def to_internal_value(self, data: Any) -> Decimal:
         if isinstance(data, bool) or not isinstance(data, str | int | Decimal):
@@ -47,7 +47,7 @@ class AmountField(serializers.DecimalField):
             self.fail("invalid")
         if value <= 0:
             self.fail("not_positive")
-        return value.quantize(CENT)
+        return value.quantize(Decimal(1).scaleb(-(self.decimal_places or 0)))
 
 
 class MoneyField(serializers.DecimalField):

@@ -236,10 +236,35 @@ IDEMPOTENCY_RETENTION = timedelta(hours=24)
 REFERRAL_FRAUD_WINDOW_DAYS = env.integer("REFERRAL_FRAUD_WINDOW_DAYS", 30, minimum=1, maximum=3650)
 
 # --- Payments
+_PROVIDER_SECRETS = {
+    "mock": (),
+    "stripe": ("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"),
+    "yookassa": ("YOOKASSA_SHOP_ID", "YOOKASSA_SECRET_KEY"),
+}
 PAYMENT_PROVIDERS = env.items("PAYMENT_PROVIDERS", "mock")
 for _provider in PAYMENT_PROVIDERS:
-    if _provider not in {"mock"}:
-        raise ConfigurationError(f"PAYMENT_PROVIDERS knows no provider {_provider!r}; it knows: mock.")
+    if _provider not in _PROVIDER_SECRETS:
+        raise ConfigurationError(
+            f"PAYMENT_PROVIDERS knows no provider {_provider!r}; it knows: {', '.join(_PROVIDER_SECRETS)}."
+        )
+    for _name in _PROVIDER_SECRETS[_provider]:
+        if not env.is_set(_name):
+            raise ConfigurationError(f"{_name} must be set while PAYMENT_PROVIDERS contains {_provider}.")
+# Seconds that one call to a provider may take.
+PAYMENT_PROVIDER_TIMEOUT = env.seconds("PAYMENT_PROVIDER_TIMEOUT", "10")
+STRIPE_SECRET_KEY = env.string("STRIPE_SECRET_KEY")
+STRIPE_WEBHOOK_SECRET = env.string("STRIPE_WEBHOOK_SECRET")
+STRIPE_API_BASE = env.url("STRIPE_API_BASE", "https://api.stripe.com")
+YOOKASSA_SHOP_ID = env.string("YOOKASSA_SHOP_ID")
+YOOKASSA_SECRET_KEY = env.string("YOOKASSA_SECRET_KEY")
+YOOKASSA_API_URL = env.url("YOOKASSA_API_URL", "https://api.yookassa.ru/v3")
+YOOKASSA_CURRENCIES = env.items("YOOKASSA_CURRENCIES", "RUB")
+# Where its notifications come from, as its documentation lists them.
+YOOKASSA_NETWORKS = env.networks(
+    "YOOKASSA_NETWORKS",
+    "185.71.76.0/27,185.71.77.0/27,77.75.153.0/25,77.75.156.11,77.75.156.35,77.75.154.128/25,"
+    "2a02:5180:0:1509::/64,2a02:5180:0:2655::/64,2a02:5180:0:1533::/64,2a02:5180:0:2669::/64",
+)
 
 # --- Gateway
 ZENZEFI_TARGET_URLS = env.urls("ZENZEFI_TARGET_URL")
@@ -365,6 +390,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "HealthEnum": ["healthy", "degraded", "unhealthy"],
         "TokenStatusEnum": "tokens.models.AccessToken.Status",
+        "PaymentStatusEnum": "wallet.models.Payment.Status",
     },
 }
 
