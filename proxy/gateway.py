@@ -168,9 +168,13 @@ class Gateway:
     async def _ticking(self) -> None:
         while True:
             await asyncio.sleep(TICK)
-            self.link.check()
-            self._changes.check()
-            self.registry.tick()
+            try:
+                self.link.check()
+                self._changes.check()
+                self.registry.tick()
+            except Exception:
+                # As below: no deadline would hold any more.
+                logger.exception("The gateway's clock failed")
 
     async def _every_second(self) -> None:
         loop = asyncio.get_running_loop()
@@ -198,11 +202,12 @@ class Gateway:
                 await self._recheck(exchange)
                 exchange.generation = generation
         except (RedisAway, ValidationAway):
-            # Without Redis a stream is asked about in PostgreSQL, as far as the fallback's budget goes.
-            try:
-                await self._recheck(exchange)
-            except ValidationAway:
-                pass
+            # Without Redis a stream is asked about in PostgreSQL, as far as new requests leave room.
+            if self.validator.has_spare_questions():
+                try:
+                    await self._recheck(exchange)
+                except ValidationAway:
+                    pass
 
     async def _recheck(self, exchange: Exchange) -> None:
         decision = await self.validator.decide(exchange.digest, b"", DEVICE_OK, b"", admit=False)
@@ -344,6 +349,11 @@ class Gateway:
         except Refused as refusal:
             code = refusal.code
             await self.refuse(send, refusal, found, request_id or os.urandom(16).hex().encode(), method)
+            return
+        except Exception:
+            logger.exception("A request could not be decided on")
+            code = "internal_error"
+            await self.refuse(send, Refused(code), found, request_id, method)
             return
         finally:
             if code:
@@ -507,6 +517,9 @@ class _Relay:
             return await self._answer(refusal)
         except _BrokenOff:
             return BROKEN_OFF
+        except Exception:
+            logger.exception("A request could not be relayed")
+            return await self._answer(Refused("internal_error"))
         except asyncio.CancelledError:
             # Without a reason of ours it is the server, which cuts its tasks when its grace period is over.
             reason = self.exchange.reason or "shutting_down"
@@ -721,8 +734,11 @@ class _Relay:
 
 
 def _expected_hangups(record: logging.LogRecord) -> bool:
-    """Drop the server's complaint about an answer that we cut on purpose; the reason is in our own log."""
-    return record.msg != "ASGI callable returned without completing response."
+    """Drop the server's complaints about what we do on purpose: cutting an answer, refusing a handshake."""
+    return record.msg not in (
+        "ASGI callable returned without completing response.",
+        "ASGI callable returned without completing handshake.",
+    )
 
 
 class _BrokenOff(Exception):

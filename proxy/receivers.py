@@ -47,6 +47,7 @@ def free_device(sender: Any, *, token_id: uuid.UUID, **_: Any) -> None:
     except redis.exceptions.RedisError as exc:
         # Nothing repeats this one: the claim then ends by itself when it has been idle.
         logger.warning("The device of token %s could not be released: %s", token_id, exc)
+    services.end_sessions_of_released_device(token_id=token_id)
 
 
 @receiver(post_save, sender=ScopeRule)

@@ -243,6 +243,12 @@ def forget_old_batches(*, older_than: timedelta) -> int:
 # --- sessions
 
 
+def end_sessions_of_released_device(*, token_id: uuid.UUID) -> int:
+    """End a token's sessions because its device was released. Returns how many."""
+    opened = Session.objects.open().filter(token_id=token_id)
+    return opened.update(ended_at=clock.now(), ended_reason=Session.EndedReason.DEVICE_RELEASED)
+
+
 def close_sessions() -> int:
     """End the sessions that are idle or whose token ended. Returns how many."""
     now = clock.now()

@@ -260,6 +260,10 @@ class Validator:
                 pass
         return True
 
+    def has_spare_questions(self) -> bool:
+        """Whether PostgreSQL may be asked about more than new requests while Redis is away."""
+        return self._fallback.has_spare()
+
     async def renew(self, digest: str, token_id: bytes, device: bytes) -> tuple[bytes, bool]:
         """Keep an open stream's claim alive. Returns the credential's generation and whether another device
         holds the token now. Raises :class:`RedisAway`.
@@ -297,11 +301,18 @@ class Fallback:
     def forget(self, digest: str) -> None:
         self._known.pop(digest, None)
 
-    def _spend(self) -> None:
+    def _refill(self) -> None:
         rate = settings.GATEWAY["fallback_rate"]
         now = monotonic()
         self._budget = min(float(rate), self._budget + (now - self._budget_at) * rate)
         self._budget_at = now
+
+    def has_spare(self) -> bool:
+        self._refill()
+        return self._budget > settings.GATEWAY["fallback_rate"] / 2
+
+    def _spend(self) -> None:
+        self._refill()
         if self._budget < 1:
             raise ValidationAway
         self._budget -= 1

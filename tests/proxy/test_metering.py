@@ -16,6 +16,7 @@ from proxy.validation import FLUSH
 from tests.proxy.live import DEVICE
 from tests.threads import run_at_once
 from tests.upstream import wait_until
+from tokens.services import release_device
 from zenzefi.lib import redis as redis_client
 
 
@@ -186,6 +187,16 @@ def test_sessions_end_with_idling_expiry_and_revocation(issue, settings):
     assert expired.token.sessions.get().ended_reason == "expired"
     assert revoked.token.sessions.get().ended_reason == "revoked"
     assert running.token.sessions.get().ended_at is None
+
+
+def test_releasing_the_device_ends_its_session_at_once(issue):
+    issued, other = issue(), issue()
+    services.apply_batches([(uuid.uuid4(), [row(issued), row(other)])])
+
+    release_device(token_id=issued.token.pk, owner=issued.token.owner)
+
+    assert issued.token.sessions.get().ended_reason == "device_released"
+    assert other.token.sessions.get().ended_at is None
 
 
 def test_old_batch_ids_are_forgotten(issue):

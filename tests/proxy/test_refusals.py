@@ -213,3 +213,15 @@ def test_an_encoded_prefix_is_refused(live, upstream, issue):
         answer = client.get(f"{live.url}/api/v1/prox%79/json")
     assert_refused(answer, 400, "bad_request")
     assert_untouched(upstream, issued)
+
+
+def test_a_surprise_is_answered_in_our_own_form(live, upstream, issue, caplog):
+    """A cached credential that nobody could have written."""
+    issued = issue()
+    with live.client(issued.secret) as client:
+        client.get("status")
+        redis_client.client().hset(keys.credential(issued.token.digest), "d", "not a number")
+        assert_refused(client.get("json"), 500, "internal_error")
+
+    assert upstream.requests == []
+    assert "could not be decided on" in caplog.text

@@ -183,4 +183,4 @@ def test_idle_sockets_live_on(live, settings, issue):
 def test_nothing_else_speaks_websocket(live):
     with pytest.raises(InvalidStatus) as refused:
         connect(f"ws://127.0.0.1:{live.port}/api/v1/users/me", proxy=None)
-    assert refused.value.response.status_code == 403
+    assert refused.value.response.status_code == 404
