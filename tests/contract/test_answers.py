@@ -77,11 +77,11 @@ def test_the_slash_is_optional_and_never_a_redirect(many_requests, client, opera
 
 @pytest.mark.parametrize("path", sorted({operation.path for operation in API}))
 def test_other_methods_are_refused_and_the_right_ones_named(path):
-    client = Api(SuperuserFactory()).client
+    client: Any = Api(SuperuserFactory()).client
     known = {operation.method for operation in API if operation.path == path}
     url = next(operation.url() for operation in API if operation.path == path)
     for method in METHODS - known:
-        response: Any = client.generic(method, url, b"{}", content_type="application/json")
+        response = client.generic(method, url, b"{}", content_type="application/json")
         allowed = set(response["Allow"].split(", "))
         assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
         assert allowed == known | {"OPTIONS"} | ({"HEAD"} if "GET" in known else set())
