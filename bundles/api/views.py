@@ -24,6 +24,7 @@ from bundles.exceptions import BundleNameTaken, BundleNotFound, BundleNotSold, P
 from tokens.exceptions import DurationNotSold, ScopeNotSold
 from wallet.exceptions import InsufficientBalance
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
+from zenzefi.lib.parsers import expect_no_fields
 from zenzefi.lib.schema import error_responses
 
 #: What may be wrong with a bundle besides its fields.
@@ -97,9 +98,10 @@ class BundleView(APIView):
         summary="Switch a bundle off",
         description="For staff. It is no longer sold, but stays.",
         tags=["Bundles"],
-        responses={204: None, **error_responses(401, 403, BundleNotFound)},
+        responses={204: None, **error_responses(400, 401, 403, 413, 415, BundleNotFound)},
     )
     def delete(self, request: Request, bundle_id: uuid.UUID) -> Response:
+        expect_no_fields(request)
         services.switch_off_bundle(actor=request.user, bundle_id=bundle_id)
         return Response(status=204)
 
@@ -113,10 +115,14 @@ class PurchaseView(APIView):
         request=None,
         responses={
             201: PurchasedBundleSerializer,
-            **error_responses(401, BundleNotFound, BundleNotSold, InsufficientBalance, *IDEMPOTENCY_REFUSALS),
+            **error_responses(
+                400, 401, 413, 415, BundleNotFound, BundleNotSold, InsufficientBalance, *IDEMPOTENCY_REFUSALS
+            ),
         },
     )
     def post(self, request: Request, bundle_id: uuid.UUID) -> Response:
+        expect_no_fields(request)
+
         def flow() -> tuple[int, Any]:
             bought = services.purchase_bundle(buyer=request.user, bundle_id=bundle_id)
             return 201, PurchasedBundleSerializer(bought).data

@@ -40,7 +40,9 @@ def _read() -> Iterator[Operation]:
             content = described.get("requestBody", {}).get("content", {}).get("application/json")
             body = None
             if content is not None:
-                body = schema["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+                body = content["schema"]
+                if "$ref" in body:
+                    body = schema["components"]["schemas"][body["$ref"].rpartition("/")[2]]
             parameters = described.get("parameters", ())
             yield Operation(
                 method.upper(),
@@ -49,9 +51,19 @@ def _read() -> Iterator[Operation]:
                 tuple(p["name"] for p in parameters if p["in"] == "query"),
                 tuple(p["name"] for p in parameters if p["in"] == "path"),
                 frozenset(map(int, described["responses"])),
-                not described.get("security") or {} in described["security"],
+                "401" not in described["responses"] or path in ("/api/v1/auth/login", "/api/v1/auth/refresh"),
             )
 
 
 def operations() -> list[Operation]:
+    """Return every operation but the gateway's."""
     return list(_read())
+
+
+def is_for_users(operation: Operation) -> bool:
+    """Whether users and staff call it: payment providers send what they like and are not limited as users are."""
+    return "/webhooks/" not in operation.path
+
+
+def is_for_staff(operation: Operation) -> bool:
+    return "/admin/" in operation.path or (operation.path.startswith("/api/v1/bundles") and operation.method != "GET")

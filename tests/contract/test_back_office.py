@@ -33,6 +33,16 @@ pytestmark = pytest.mark.django_db
 MODELS = sorted(admin.site._registry, key=lambda model: model._meta.label)
 OURS = [model for model in MODELS if not model.__module__.startswith("django.")]
 LABELS = [model._meta.label for model in OURS]
+#: What :func:`fill` makes no row of; the apps' own tests look at one.
+_WITHOUT_ROWS = {
+    "accounts.BlockedMailDomain",
+    "bundles.BundlePurchase",
+    "referrals.ReferralBonus",
+    "tokens.PriceChange",
+    "wallet.Payment",
+    "wallet.PaymentEvent",
+}
+WITH_ROWS = [model for model in OURS if model._meta.label not in _WITHOUT_ROWS]
 #: What is refused or, as nothing is found, an empty list; never a failure.
 SEARCHES = [
     "\x00",
@@ -123,7 +133,7 @@ def test_the_models_of_every_app_are_there():
     } <= set(LABELS)
 
 
-@pytest.mark.parametrize("model", OURS, ids=LABELS)
+@pytest.mark.parametrize("model", WITH_ROWS, ids=lambda model: model._meta.label)
 @pytest.mark.parametrize("who", ["office", "viewer"])
 def test_lists_and_details_are_shown(request, who, model):
     fill(2)
@@ -176,7 +186,7 @@ def test_a_row_that_is_not_there(office, model, key):
         assert response.status_code in {200, 400, 403, 404}
 
 
-@pytest.mark.parametrize("model", OURS, ids=LABELS)
+@pytest.mark.parametrize("model", WITH_ROWS, ids=lambda model: model._meta.label)
 def test_whoever_may_only_look_changes_nothing(viewer, model):
     fill(1)
     row = model._default_manager.order_by("pk").last()

@@ -49,6 +49,7 @@ from wallet.services import demand_mock_payments
 from zenzefi.lib.errors import DomainError, NotFound
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, key_of
 from zenzefi.lib.network import client_address
+from zenzefi.lib.parsers import expect_no_fields
 from zenzefi.lib.schema import error_responses
 
 logger = logging.getLogger(__name__)
@@ -126,9 +127,10 @@ class SimulatePaymentView(APIView):
         description="For staff, while the mock payment provider is on; 404 otherwise.",
         tags=["Wallet"],
         request=None,
-        responses={200: PaymentSerializer, **error_responses(401, 403, 404, PaymentNotPayable)},
+        responses={200: PaymentSerializer, **error_responses(400, 413, 415, 401, 403, 404, PaymentNotPayable)},
     )
     def post(self, request: Request, payment_id: uuid.UUID) -> Response:
+        expect_no_fields(request)
         demand_mock_payments()
         payment = services.settle_mock_payment(payment_id=payment_id, succeed=True)
         return Response(PaymentSerializer(payment).data)
