@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import redis.exceptions
 from celery import shared_task
+from django.conf import settings
 from django.db import InterfaceError, OperationalError
 
 from proxy import services
@@ -49,9 +50,12 @@ def store_activations() -> int:
 
 @shared_task
 def re_evict_recent() -> int:
-    """Evict what changed in the last minute once more: four chances to reach a Redis that was away."""
+    """Evict once more what changed since the oldest credential that Redis may still hold was read.
+
+    A Redis that was away when a token was revoked can come back with what it knew before, however long that took.
+    """
     try:
-        return services.evict_recent_changes(since=timedelta(minutes=1))
+        return services.evict_recent_changes(since=timedelta(seconds=settings.GATEWAY["cache_seconds"] + 60))
     except _AWAY as exc:
         logger.warning("Evictions wait: %s", exc)
         return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from django import forms
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -15,12 +14,8 @@ from django.utils.translation import ngettext
 
 from referrals import services
 from referrals.models import ReferralBonus
-from zenzefi.lib.admin import ReadOnlyAdmin
+from zenzefi.lib.admin import ReadOnlyAdmin, ReasonForm
 from zenzefi.lib.errors import DomainError
-
-
-class ReviewForm(forms.Form):
-    reason = forms.CharField(label=_("Reason"), max_length=255, widget=forms.TextInput(attrs={"size": 60}))
 
 
 @admin.register(ReferralBonus)
@@ -71,7 +66,7 @@ class ReferralBonusAdmin(ReadOnlyAdmin):
     def _review(
         self, request: HttpRequest, queryset: QuerySet[ReferralBonus], *, approve: bool
     ) -> TemplateResponse | None:
-        form = ReviewForm(request.POST if "confirm" in request.POST else None)
+        form = ReasonForm(request.POST if "confirm" in request.POST else None)
         if form.is_valid():
             self._carry_out(request, queryset, approve=approve, reason=form.cleaned_data["reason"])
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -17,6 +18,7 @@ TOOLS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "nginx": ("nginx",),
     "promtool": ("promtool",),
+    "wrk": ("wrk",),
 }
 
 
@@ -55,8 +57,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _missing() -> list[str]:
-    return [marker for marker, names in TOOLS.items() if not any(map(shutil.which, names))]
+    missing = [marker for marker, names in TOOLS.items() if not any(map(shutil.which, names))]
+    return missing if os.geteuid() == 0 else [*missing, "root"]
 
 
 def _reason(marker: str) -> str:
-    return f"{marker} is not on PATH"
+    return "only root can become another user" if marker == "root" else f"{marker} is not on PATH"

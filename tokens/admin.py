@@ -19,7 +19,7 @@ from tokens import services
 from tokens.exceptions import PriceChangeInPast
 from tokens.models import AccessToken, PriceChange, Scope, TokenPrice
 from zenzefi.lib import clock
-from zenzefi.lib.admin import ReadOnlyAdmin
+from zenzefi.lib.admin import ReadOnlyAdmin, ReasonForm
 from zenzefi.lib.errors import DomainError
 
 
@@ -39,10 +39,6 @@ class StatusFilter(admin.SimpleListFilter):
             AccessToken.Status.REVOKED.value: Q(revoked_at__isnull=False),
         }
         return queryset.filter(conditions.get(self.value() or "", Q()))
-
-
-class RevokeForm(forms.Form):
-    reason = forms.CharField(label=_("Reason"), max_length=255, widget=forms.TextInput(attrs={"size": 60}))
 
 
 @admin.register(AccessToken)
@@ -111,7 +107,7 @@ class AccessTokenAdmin(ReadOnlyAdmin):
     def _revoke(
         self, request: HttpRequest, queryset: QuerySet[AccessToken], *, refund: bool
     ) -> TemplateResponse | None:
-        form = RevokeForm(request.POST if "confirm" in request.POST else None)
+        form = ReasonForm(request.POST if "confirm" in request.POST else None)
         if form.is_valid():
             self._carry_out(request, queryset, refund=refund, reason=form.cleaned_data["reason"])
             return None

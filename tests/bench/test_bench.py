@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +25,6 @@ from tests.bench.report import (
 )
 from tests.bench.transfer import Transfer, bulk_upstream, download, transfers, upload
 from tests.upstream import RawUpstream, wait_until
-
-needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on PATH")
 
 # As wrk 4.1.0 prints it: units of one letter are followed by a space.
 REPORT = """Running 2s test @ http://127.0.0.1:9777/
@@ -163,7 +160,7 @@ def _bench(*arguments: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.nginx
-@needs_wrk
+@pytest.mark.wrk
 def test_bench_of_nginx_alone_runs_and_leaves_nothing(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     arguments = ["--seconds=1", "--connections=8", "--sizes=250,100000", "--rate=500", "--transfer-mib=16"]
@@ -196,7 +193,7 @@ def test_bench_of_nginx_alone_runs_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.nginx
-@needs_wrk
+@pytest.mark.wrk
 def test_interrupted_bench_leaves_nothing(tmp_path: Path) -> None:
     child = subprocess.Popen(
         _bench("--seconds=60", "--connections=1", "--only=load"),

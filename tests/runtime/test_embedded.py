@@ -30,8 +30,7 @@ lease = embedded.ensure(Path(sys.argv[1]), postgres=True, redis=True)
 print("ready", flush=True)
 sys.stdin.read()
 """
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="Unix sockets")]
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -292,7 +291,7 @@ def test_a_failing_start_says_why_and_leaves_nothing(var_dir: Path) -> None:
 CONTAINER = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service"
 
 
-@as_root
+@pytest.mark.root
 @pytest.mark.parametrize(
     ("bounding_set", "owner"),
     [("-setuid", "root"), ("-setfcap", "other"), (CONTAINER, "other")],
@@ -315,7 +314,7 @@ def test_root_runs_it_below_a_private_directory(tmp_path: Path, bounding_set: st
     assert_nothing_left(var_dir)
 
 
-@as_root
+@pytest.mark.root
 def test_an_ordinary_user_runs_it() -> None:
     nobody = pwd.getpwnam("nobody")
     prefix = ("setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")
@@ -335,7 +334,7 @@ def test_an_ordinary_user_runs_it() -> None:
         assert not directory.exists()
 
 
-@as_root
+@pytest.mark.root
 def test_data_of_another_user_is_refused(tmp_path: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     prefix = ("setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups")

@@ -11,6 +11,7 @@ import itertools
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -25,7 +26,7 @@ WEBHOOK_SECRET = "whsec_loopback"
 SHOP = ("100500", "test_shop_secret")
 
 
-class ProviderServer:
+class ProviderServer(ABC):
     """An HTTP server that answers for one provider. ``requests`` is what it was asked, ``failing`` answers 500."""
 
     def __init__(self) -> None:
@@ -84,8 +85,9 @@ class ProviderServer:
         self.thread.join()
         self.server.server_close()
 
+    @abstractmethod
     def parse(self, raw: bytes, query: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return a request's fields in the encoding that this provider takes."""
 
     def respond(
         self, method: str, path: str, headers: dict[str, str], body: dict[str, Any]
@@ -103,13 +105,15 @@ class ProviderServer:
             self.answers[key] = answer
         return status, answer
 
+    @abstractmethod
     def error(self, message: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return the body of an error as this provider documents it."""
 
+    @abstractmethod
     def route(
         self, method: str, path: str, headers: dict[str, str], body: dict[str, Any]
     ) -> tuple[int, dict[str, Any]]:
-        raise NotImplementedError
+        """Return status and body of one call."""
 
 
 class StripeServer(ProviderServer):

@@ -166,6 +166,7 @@ class PaymentAdmin(ReadOnlyAdmin):
             return None
         context = {
             **self.admin_site.each_context(request),
+            "action": "refund",
             "title": _t("Refund"),
             "opts": self.opts,
             "payments": [(payment, self.paid(payment), self.refunded(payment)) for payment in queryset],
