@@ -7,15 +7,18 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from django.conf import settings
 from django.db import transaction
 
 from accounts.signals import user_access_changed
-from proxy import keys, services
+from proxy import keys, services, tasks
 from proxy.validation import FILL
 from tests.proxy.live import LiveGateway
 from tests.proxy.test_refusals import assert_refused
+from tokens.models import AccessToken
 from tokens.services import revoke_token, rotate_token
 from tokens.signals import credentials_changed
+from zenzefi.lib import clock
 from zenzefi.lib import redis as redis_client
 
 #: Seconds. DESIGN: open streams are cut within two; the rest is for a busy machine.
@@ -180,6 +183,21 @@ def test_the_sweep_evicts_what_a_lost_signal_left(live, issue):
 
         assert_refused(client.get("json"), 401, "token_revoked")
         assert_refused(other.get("json"), 401, "owner_disabled")
+
+
+def test_the_sweep_looks_back_as_far_as_the_cache_remembers(live, issue):
+    """A Redis that was away for minutes comes back with credentials that were revoked meanwhile."""
+    issued = issue()
+    with live.client(issued.secret) as client:
+        assert client.get("json").status_code == 200
+        earlier = clock.now() - timedelta(seconds=settings.GATEWAY["cache_seconds"])
+        # Straight in the database: no signal, and long enough ago that a short sweep would not see it.
+        AccessToken.objects.filter(pk=issued.token.pk).update(revoked_at=earlier, changed_at=earlier)
+        assert client.get("json").status_code == 200
+
+        assert tasks.re_evict_recent() >= 1
+
+        assert_refused(client.get("json"), 401, "token_revoked")
 
 
 def test_a_change_of_scope_acts_at_once(live, issue):
