@@ -13,7 +13,7 @@ from time import time
 from typing import Any
 from uuid import UUID, uuid4
 
-from proxy import keys
+from proxy import keys, services
 from proxy.database import Database, DatabaseAway
 from proxy.redis_link import RedisAway, RedisLink
 from proxy.streams import Exchange, Registry
@@ -123,9 +123,6 @@ class Meter:
     async def drain(self) -> None:
         """Send everything before the worker ends, to PostgreSQL if need be."""
         await self.flush()
-        # Imported here: services import models, which may not be ready when this module is first loaded.
-        from proxy import services
-
         while (batch := self._next_batch()) is not None:
             identity, rows = batch
             try:
