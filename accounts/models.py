@@ -24,6 +24,9 @@ from zenzefi.lib import clock
 REFERRAL_CODE_ALPHABET = string.ascii_uppercase + string.digits
 REFERRAL_CODE_LENGTH = 12
 
+#: The tier of every account that has bought no other.
+FREE_TIER = "free"
+
 
 def generate_referral_code() -> str:
     """Return 12 random characters of A-Z and 0-9 (62 bits)."""
@@ -55,6 +58,46 @@ class UserManager(BaseUserManager["User"]):
         return self.create_user(email, username, password, is_staff=True, is_superuser=True, **extra)
 
 
+class Tier(models.Model):
+    """What an account may do per minute, and what that costs a month.
+
+    Staff edit the rows; accounts move between them by buying. An empty limit is the platform's own:
+    ``RATE_LIMIT_API`` and ``RATE_LIMIT_PROXY``.
+    """
+
+    slug = models.SlugField(_("tier"), max_length=32, primary_key=True)
+    name = models.CharField(_("name"), max_length=64)
+    #: ZNC for one month; 0.00 is not renewed and never ends.
+    monthly_price = models.DecimalField(_("price a month in ZNC"), max_digits=10, decimal_places=2)
+    #: Of the API, by all clients of the account together.
+    api_requests_per_minute = models.PositiveIntegerField(_("API requests a minute"), null=True, blank=True)
+    #: Of the gateway, by each token.
+    proxy_requests_per_minute = models.PositiveIntegerField(
+        _("proxied requests a minute of each token"), null=True, blank=True
+    )
+    is_active = models.BooleanField(_("for sale"), default=True)
+    updated_at = models.DateTimeField(_("updated at"), auto_now=True)
+
+    class Meta:
+        verbose_name = _("tier")
+        verbose_name_plural = _("tiers")
+        ordering = ["monthly_price", "slug"]
+        constraints = [
+            models.CheckConstraint(condition=Q(monthly_price__gte=0), name="accounts_tier_price_not_negative"),
+            models.CheckConstraint(
+                condition=Q(api_requests_per_minute__isnull=True) | Q(api_requests_per_minute__gt=0),
+                name="accounts_tier_api_limit_positive",
+            ),
+            models.CheckConstraint(
+                condition=Q(proxy_requests_per_minute__isnull=True) | Q(proxy_requests_per_minute__gt=0),
+                name="accounts_tier_proxy_limit_positive",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class User(AbstractBaseUser, PermissionsMixin):
     """A person with an account. Signs in by e-mail address; address and username are unique in any case."""
 
@@ -84,6 +127,9 @@ class User(AbstractBaseUser, PermissionsMixin):
         editable=False,
         on_delete=models.PROTECT,
         related_name="referees",
+    )
+    tier = models.ForeignKey(
+        Tier, verbose_name=_("tier"), default=FREE_TIER, on_delete=models.PROTECT, related_name="+", editable=False
     )
     #: Evidence against people who refer themselves; unknown for users whom staff added.
     registered_from = models.GenericIPAddressField(_("registered from"), null=True, blank=True, editable=False)
