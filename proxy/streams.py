@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from time import monotonic, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.streams import StreamReader
 from django.conf import settings
+
+if TYPE_CHECKING:
+    from proxy.pool import Target
 
 #: Seconds between two looks.
 TICK = 0.1
@@ -32,6 +35,7 @@ class Exchange:
     __slots__ = (
         "address",
         "awaiting_client",
+        "below",
         "bytes_in",
         "bytes_out",
         "counted",
@@ -44,6 +48,7 @@ class Exchange:
         "has_body",
         "is_event_stream",
         "is_websocket",
+        "method",
         "payload",
         "phase",
         "progress",
@@ -53,7 +58,9 @@ class Exchange:
         "receive",
         "reported_in",
         "reported_out",
+        "scope",
         "started",
+        "target",
         "task",
         "token_id",
         "user_agent",
@@ -67,6 +74,9 @@ class Exchange:
         self.task = task
         self.receive = receive
         self.token_id = self.user_id = self.generation = b""
+        #: What was decided on: the token's scope, the raw path below the prefix, the method.
+        self.scope = self.below = b""
+        self.method = ""
         self.address = ""
         self.user_agent = b""
         self.started = self.progress = monotonic()
@@ -85,6 +95,14 @@ class Exchange:
         self.watcher: asyncio.Task[None] | None = None
         self.protocol: ResponseHandler | None = None
         self.payload: StreamReader | None = None
+        #: The server it was given to.
+        self.target: Target | None = None
+
+    def leave_target(self) -> None:
+        """It goes to another server, or has ended."""
+        target, self.target = self.target, None
+        if target is not None:
+            target.release(self)
 
     def interrupt(self, reason: str) -> None:
         """End the exchange from outside, once. Its task finds the reason and answers or hangs up."""
@@ -118,6 +136,7 @@ class Exchange:
 
     def end(self) -> None:
         self.ended = True
+        self.leave_target()
         self.protocol = self.payload = None
         if self.watcher is not None:
             self.watcher.cancel()
