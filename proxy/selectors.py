@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from django.db import connection
+
 from proxy import keys
 from proxy.breaker import CLOSED, HALF_OPEN, OPEN
-from proxy.models import ScopeRule, Session, UpstreamTarget
+from proxy.models import ScopeRule, ScopeVersion, Session, UpstreamTarget
 from proxy.scopes import Rule
-from proxy.targets import KeyUnreadable, TargetSpec, from_settings, unseal_key
+from proxy.targets import DISABLED, KeyUnreadable, TargetSpec, from_settings, make_tls_context, unseal_key
 from zenzefi.lib import redis as redis_client
+from zenzefi.lib.health import Upstream
 from zenzefi.lib.network import network_of
 
 logger = logging.getLogger(__name__)
@@ -25,19 +30,61 @@ def scope_rules() -> list[Rule]:
     return [Rule(scope, pattern, method, action == ScopeRule.Action.DENY) for scope, pattern, method, action in rows]
 
 
+def changes_of(version: ScopeVersion) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return the rules that a version added to the one before it, and those that it took away."""
+    before = (
+        ScopeVersion.objects.filter(scope_id=version.scope_id, number__lt=version.number).order_by("-number").first()
+    )
+    old = before.rules if before is not None else []
+    return [rule for rule in version.rules if rule not in old], [rule for rule in old if rule not in version.rules]
+
+
 def upstream_targets() -> list[TargetSpec]:
     """Return the servers to send requests to: the rows as soon as there is one, else those of the environment."""
     rows = UpstreamTarget.objects.order_by("name").prefetch_related("scopes")
     return [spec_of(row) for row in rows] or from_settings()
 
 
-def spec_of(row: UpstreamTarget) -> TargetSpec:
-    """Return a row as the gateway wants it."""
+#: Seconds that the report of health waits for the rows; the servers themselves must be asked in what is left.
+_ROWS_WITHIN = 0.8
+
+
+def upstreams_to_check() -> list[Upstream]:
+    """Return the servers that health reports on: all but those switched off; the environment's without PostgreSQL."""
+    found: list[TargetSpec] = []
+
+    def read() -> None:
+        try:
+            found.extend(upstream_targets())
+        except Exception as exc:
+            # Whatever it is, the check of the database reports it.
+            logger.debug("The servers could not be read: %s", exc)
+        finally:
+            connection.close()
+
+    reader = threading.Thread(target=read, name="health-upstreams", daemon=True)
+    reader.start()
+    reader.join(_ROWS_WITHIN)
+    return [
+        Upstream(spec.url, spec.host, functools.partial(make_tls_context, spec))
+        for spec in list(found) or from_settings()
+        if spec.state != DISABLED
+    ]
+
+
+def client_key_of(row: UpstreamTarget) -> str:
+    """Return the private key of a server's row; empty when there is none or it cannot be read any more."""
+    if not row.client_key:
+        return ""
     try:
-        client_key = unseal_key(bytes(row.client_key)) if row.client_key else ""
+        return unseal_key(bytes(row.client_key))
     except KeyUnreadable:
         logger.error("The key of server %s cannot be read: SECRET_KEY has changed since it was stored", row.name)
-        client_key = ""
+        return ""
+
+
+def spec_of(row: UpstreamTarget) -> TargetSpec:
+    """Return a row as the gateway wants it."""
     return TargetSpec(
         id=str(row.pk),
         name=row.name,
@@ -51,7 +98,7 @@ def spec_of(row: UpstreamTarget) -> TargetSpec:
         probe_path=row.probe_path,
         ca_certificates=row.ca_certificates,
         client_certificate=row.client_certificate,
-        client_key=client_key,
+        client_key=client_key_of(row),
     )
 
 
