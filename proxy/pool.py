@@ -247,11 +247,6 @@ class Pool:
             target = await self._on_trial(exchange, targets, safe=safe, never=never)
             if target is not None:
                 return target
-        elif len(targets) == 1 and never is None:
-            target = targets[0]
-            exchange.target = target
-            target.in_flight += 1
-            return target
         if not targets:
             raise Refused("upstream_unavailable" if self.targets else "upstream_missing")
         usable = targets if never is None else [target for target in targets if target is not never]
@@ -299,12 +294,18 @@ class Pool:
         never: Target | None = None
         failure: Exception | None = None
         while True:
-            try:
-                target = await self.reserve(exchange, scope, safe=safe, avoid=avoid, never=never)
-            except Refused:
-                if failure is None:
-                    raise
-                raise UpstreamUnreachable(repr(failure)) from failure
+            targets = self._of_scope.get(scope)
+            if targets is not None and len(targets) == 1 and never is None and not self._tripped:
+                # A single server that works: nothing to choose, nobody to ask.
+                target = exchange.target = targets[0]
+                target.in_flight += 1
+            else:
+                try:
+                    target = await self.reserve(exchange, scope, safe=safe, avoid=avoid, never=never)
+                except Refused:
+                    if failure is None:
+                        raise
+                    raise UpstreamUnreachable(repr(failure)) from failure
             waits = target.in_flight > target.limit
             try:
                 return target, await target.connector.connect(target.route, [], self._timeout)

@@ -51,7 +51,7 @@ class LiveChangeList(ChangeList):
 
 
 class UpstreamTargetForm(forms.ModelForm[UpstreamTarget]):
-    client_key = forms.CharField(
+    new_client_key = forms.CharField(
         label=_("Key of our certificate"),
         required=False,
         strip=False,
@@ -84,10 +84,10 @@ class UpstreamTargetForm(forms.ModelForm[UpstreamTarget]):
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         if self.errors or not {"ca_certificates", "client_certificate"} <= set(cleaned):
             return cleaned
-        key = cleaned["client_key"].strip()
+        key = cleaned["new_client_key"].strip()
         has_key = bool(key) or (bool(self.instance.client_key) and not cleaned["forget_client_key"])
         if cleaned["client_certificate"] and not has_key:
-            self.add_error("client_key", _t("A certificate of ours needs its key."))
+            self.add_error("new_client_key", _t("A certificate of ours needs its key."))
             return cleaned
         spec = TargetSpec(
             id="",
@@ -103,9 +103,9 @@ class UpstreamTargetForm(forms.ModelForm[UpstreamTarget]):
             self.add_error(None, _t("These certificates cannot be used: %(why)s") % {"why": exc})
         return cleaned
 
-    def new_key(self) -> str | None:
+    def key_to_store(self) -> str | None:
         """Return the key to store, empty to forget it, ``None`` to keep what there is."""
-        key: str = self.cleaned_data["client_key"].strip()
+        key: str = self.cleaned_data["new_client_key"].strip()
         return key or ("" if self.cleaned_data["forget_client_key"] else None)
 
 
@@ -129,7 +129,7 @@ class UpstreamTargetAdmin(admin.ModelAdmin[UpstreamTarget]):
 
     def get_fields(self, request: HttpRequest, obj: UpstreamTarget | None = None) -> list[str]:
         may_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
-        secret = ["client_key", "forget_client_key"] if may_edit else []
+        secret = ["new_client_key", "forget_client_key"] if may_edit else []
         return [*(self._shown if obj else []), *UpstreamTargetForm.Meta.fields, *secret]
 
     def get_readonly_fields(self, request: HttpRequest, obj: UpstreamTarget | None = None) -> list[str]:
@@ -163,7 +163,7 @@ class UpstreamTargetAdmin(admin.ModelAdmin[UpstreamTarget]):
         return bool(target.client_key)
 
     def save_model(self, request: HttpRequest, obj: UpstreamTarget, form: Any, change: bool) -> None:
-        upstream_services.save_target(target=obj, client_key=form.new_key())
+        upstream_services.save_target(target=obj, client_key=form.key_to_store())
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("proxy.operate_upstreamtarget"))

@@ -72,6 +72,8 @@ _OWN_ANSWERS = _refusals(
     "device_conflict",
     "upstream_unreachable",
     "upstream_invalid",
+    "upstream_unavailable",
+    "upstream_busy",
     "upstream_timeout",
 )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote_to_bytes
+
 import pytest
 
 from proxy.models import ScopeRule
 from proxy.scopes import InvalidPattern, Rule, ScopeTable, is_ambiguous, parse_pattern
-from tests.proxy.live import read_response, request_bytes
+from tests.proxy.live import read_all, read_response, request_bytes
 from tests.proxy.test_refusals import assert_untouched
 from tests.upstream import wait_until
 from tokens.models import Scope
@@ -86,6 +88,114 @@ def test_made_up_paths_do_not_fill_the_memory():
     for number in range(10_000):
         table.scopes_of(b"x/%d" % number, "GET")
     assert len(table._any.cache) <= 4096
+
+
+#: Ways past a rule that worked somewhere once: what is sent below the prefix, under certificates_only, whose only open
+#: neighbour of what they aim at is certificates/details/…. None may reach a path outside, whoever refuses it.
+ATTACKS = [
+    *AMBIGUOUS,
+    b"certificates/details/../../system/version",
+    b"certificates/details/%2e%2e/%2e%2e/system/version",
+    b"certificates/details/%2E%2E%2F%2E%2E%2Fsystem%2Fversion",
+    b"certificates/details/.%2e/.%2e/system/version",
+    b"certificates/details/%2e./%2e./system/version",
+    b"certificates/details/..%5c..%5csystem%5cversion",
+    b"certificates/details/..\\..\\system\\version",
+    b"certificates/details/..%c0%af..%c0%afsystem/version",
+    b"certificates/details/%c0%ae%c0%ae/%c0%ae%c0%ae/system/version",
+    b"certificates/details/%e0%80%ae%e0%80%ae/system/version",
+    b"certificates/details/%u002e%u002e/system/version",
+    b"certificates/details/%%32%65%%32%65/system/version",
+    b"certificates/details/%252e%252e%252fsystem/version",
+    b"certificates/details/%25252e%25252e/system/version",
+    b"certificates/details/..;/../system/version",
+    b"certificates/details/..;x=y/..;x=y/system/version",
+    b"certificates/details/;/../../system/version",
+    b"certificates/details/x;/../../../system/version",
+    b"certificates/details/..%3b/..%3b/system/version",
+    b"certificates/details/..%00/..%00/system/version",
+    b"certificates/details/..%09/..%09/system/version",
+    b"certificates/details/..%0a/system/version",
+    b"certificates/details/..%0d/system/version",
+    b"certificates/details/..%20/..%20/system/version/../..",
+    b"certificates/details/...//....//system/version",
+    b"certificates/details//../../../system/version",
+    b"certificates/details/./.././../system/version",
+    b"certificates//details/../system/version",
+    b"./system/version",
+    b"../system/version",
+    b"../proxy/system/version",
+    b"..%2fsystem/version",
+    b"/system/version",
+    b"//system/version",
+    b"\\system/version",
+    b"/\\system/version",
+    b"system/version",
+    b"system/version/",
+    b"system%2fversion",
+    b"system/version?x=certificates/filter",
+    b"system/version;certificates/filter",
+    b"system/version%3fcertificates/filter",
+    b"system/version#/certificates/filter",
+    b"SYSTEM/version",
+    b"certificates/filter%2f..%2f..%2fsystem/version",
+    b"certificates/filter;/../../system/version",
+    b"certificates/filter%23/../../system/version",
+    b"certificates/filter?/../../system/version HTTP/1.1\r\nX: y",
+    b"certificates/filter%20HTTP/1.1%0d%0aHost:%20x%0d%0a%0d%0aGET%20/system/version",
+    b"certificates/filterX/../../system/version",
+    b"certificates%2ffilter",
+    b"certificates%5cfilter",
+    b"http://127.0.0.1/system/version",
+    b"@127.0.0.1/system/version",
+    b"certificates/details/\xc0\xae\xc0\xae/system/version",
+    b"certificates/details/\xef\xbc\x8e\xef\xbc\x8e/system/version",
+    b"certificates/details/\xe2\x80\xa5/system/version",
+    b"certificates/details/\x00/../../system/version",
+    b"certificates/details/\t../system/version",
+]
+
+
+def test_no_attack_on_a_path_arrives_outside(live, upstream, issue):
+    """Sent as bytes over raw sockets. What arrives at all must lie inside, however often a server decodes it."""
+    assert len(set(ATTACKS)) >= 80
+    issued = issue(scope="certificates_only")
+    answered = []
+    for path in ATTACKS:
+        with live.raw() as peer:
+            head = request_bytes("@@", issued.secret, extra=b"Connection: close\r\n")
+            peer.sendall(head.replace(b"@@", path, 1))
+            answered.append((path, read_all(peer)))
+    for path, data in answered:
+        status = int(data.split(b" ", 2)[1])
+        assert status in (400, 401, 403, 404, 405) or path.startswith(b"certificates/filter?"), (path, data[:60])
+    for target in upstream.targets:
+        path = target.partition(b"?")[0]
+        assert path == b"/certificates/filter", target
+        assert normalised(path) == [b"certificates", b"filter"]
+    assert len(upstream.targets) <= 1
+
+
+def normalised(path):
+    """Return the segments that the most obliging server would make of a path."""
+    for _ in range(4):
+        path = unquote_to_bytes(path.replace(b"\\", b"/"))
+    segments: list[bytes] = []
+    for segment in path.split(b"/"):
+        plain = segment.partition(b";")[0].strip()
+        if plain == b"..":
+            segments = segments[:-1]
+        elif plain not in (b"", b"."):
+            segments.append(plain)
+    return segments
+
+
+@pytest.mark.parametrize("path", [attack for attack in ATTACKS if attack.startswith(b"certificates/details/")])
+def test_an_attack_is_not_open_even_if_a_server_let_it_through(path):
+    """The same by the table alone, whatever the server in front refuses: only what stays below details is open."""
+    table = ScopeTable(RULES)
+    if table.is_open("certificates_only", path, "GET"):
+        assert normalised(path)[:2] == [b"certificates", b"details"]
 
 
 # httptools and the servers behind refuse some of these before the gateway sees them; those are left out here.

@@ -66,7 +66,7 @@ def test_a_server_is_added_and_changed(office):
         {"name": "two words"},
         {"ca_certificates": "nonsense"},
         {"client_certificate": "-----BEGIN CERTIFICATE-----"},
-        {"client_certificate": "nonsense", "client_key": "nonsense"},
+        {"client_certificate": "nonsense", "new_client_key": "nonsense"},
     ],
 )
 def test_what_cannot_serve_is_refused(office, wrong):
@@ -78,7 +78,7 @@ def test_what_cannot_serve_is_refused(office, wrong):
 
 def test_a_key_is_stored_encrypted_and_never_shown(office, tmp_path):
     chain, secret = (path.read_text() for path in certificate(tmp_path))
-    sent = {**FIELDS, "ca_certificates": chain, "client_certificate": chain, "client_key": secret}
+    sent = {**FIELDS, "ca_certificates": chain, "client_certificate": chain, "new_client_key": secret}
     assert office.post(f"{LIST}add/", sent).status_code == 302
     target = UpstreamTarget.objects.get()
     assert unseal_key(bytes(target.client_key)) == secret.strip()
@@ -89,9 +89,9 @@ def test_a_key_is_stored_encrypted_and_never_shown(office, tmp_path):
     assert body not in page
 
     # Kept while nothing is said of it, and gone on demand.
-    assert office.post(f"{LIST}{target.pk}/change/", {**sent, "client_key": ""}).status_code == 302
+    assert office.post(f"{LIST}{target.pk}/change/", {**sent, "new_client_key": ""}).status_code == 302
     assert bytes(UpstreamTarget.objects.get().client_key) == bytes(target.client_key)
-    refused = office.post(f"{LIST}{target.pk}/change/", {**sent, "client_key": "", "forget_client_key": "on"})
+    refused = office.post(f"{LIST}{target.pk}/change/", {**sent, "new_client_key": "", "forget_client_key": "on"})
     assert refused.status_code == 200
     forget = {**FIELDS, "forget_client_key": "on"}
     assert office.post(f"{LIST}{target.pk}/change/", forget).status_code == 302
