@@ -23,6 +23,7 @@ from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import StreamReader
 from django.conf import settings
+from django.db import DatabaseError
 
 from proxy import answers, breaker, keys, metering, selectors, targets, upstream, upstream_services
 from proxy.cors import Cors
@@ -261,7 +262,8 @@ class Gateway:
         async with self._loading_rules:
             try:
                 rules = await self.database.run(selectors.scope_rules)
-            except DatabaseAway as exc:
+            except (DatabaseAway, DatabaseError) as exc:
+                # Also before the migrations of this version have run.
                 logger.warning("Path rules could not be read: %s", exc)
                 return
         if rules != self._rules:
@@ -283,7 +285,7 @@ class Gateway:
         async with self._loading_targets:
             try:
                 specs = await self.database.run(selectors.upstream_targets)
-            except DatabaseAway as exc:
+            except (DatabaseAway, DatabaseError) as exc:
                 logger.warning("The servers could not be read: %s", exc)
                 return
             if specs == self._specs:
@@ -306,7 +308,7 @@ class Gateway:
     async def _note_outage(self, names: list[str]) -> bool:
         try:
             await self.database.run(upstream_services.note_outage, target_names=names)
-        except DatabaseAway as exc:
+        except (DatabaseAway, DatabaseError) as exc:
             logger.warning("The outage cannot be written down yet: %s", exc)
             return False
         return True

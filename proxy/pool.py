@@ -185,7 +185,7 @@ class Pool:
 
     def _review(self) -> None:
         """After any circuit changed."""
-        self._tripped = [target for target in self.targets if not target.circuit.closed]
+        self._tripped = [one for one in self.targets if not one.circuit.closed and one.spec.state == ACTIVE]
 
     # --- choosing
 
@@ -401,7 +401,7 @@ class Pool:
         """Tell the other workers how the servers are doing here, and learn from them."""
         targets = list(self.targets)
         turns = [target.circuit.turns for target in targets]
-        self.is_prober = False
+        leads = 0
         if self._link.up:
             names = [keys.prober()]
             arguments: list[Any] = [self.worker, round(LEASE_SECONDS * 1000)]
@@ -419,7 +419,6 @@ class Pool:
             except RedisAway:
                 pass
             else:
-                self.is_prober = bool(leads)
                 for target, turn, (opens, left, down) in zip(targets, turns, states, strict=True):
                     circuit = target.circuit
                     if circuit.turns != turn:
@@ -428,6 +427,7 @@ class Pool:
                     if circuit.opens and not circuit.shared and circuit.open_until > monotonic():
                         # Opened while Redis was away.
                         self._do(breaker.share_opening(self._link, target.spec.id, circuit))
+        self.is_prober = bool(leads)
         self._review()
         await self._close_retired()
         self._tell_outage()

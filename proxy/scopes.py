@@ -9,8 +9,10 @@ before matching, so that the bytes matched are the bytes meant.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
 
 #: What a rule may name. HEAD follows GET; TRACE and CONNECT are not relayed at all.
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -22,6 +24,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]+")
 # RFC 3986 §3.3: what may stand in a path. Anything else is read differently by different servers.
 _PLAIN_PATH = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:@/%-]*")
 _ESCAPE = re.compile(rb"%(?:[0-9A-Fa-f]{2})?")
+_HIGH_ESCAPE = re.compile(rb"%[89a-fA-F]")
 # Encoded "/", "\", ".", ";", "%", controls and DEL. A second decoding, or one before splitting, would change
 # the segments. ";" because servlet containers cut a segment there.
 _RISKY_ESCAPE = re.compile(rb"%(?:2[efEF]|5[cC]|3[bB]|25|[01][0-9A-Fa-f]|7[fF])")
@@ -61,12 +64,24 @@ def is_ambiguous(path: bytes) -> bool:
             return True
         if any(len(escape) != 3 for escape in _ESCAPE.findall(path)):
             return True
+        if _HIGH_ESCAPE.search(path) and _is_disguised(unquote_to_bytes(path)):
+            return True
     # One trailing slash is an empty last segment and harmless; any other empty segment may be merged away.
     segments = path.split(b"/")
     if segments[-1] == b"":
         segments.pop()
-    # "..;" is ".." to servers that strip path parameters.
-    return any(segment.partition(b";")[0] in (b"", b".", b"..") for segment in segments)
+    # "..;" is ".." to servers that strip path parameters, ".. " and "..." to some that go by file names.
+    return any(not segment.partition(b";")[0].replace(b"%20", b"").strip(b".") for segment in segments)
+
+
+def _is_disguised(path: bytes) -> bool:
+    """Whether some decoders find separators or dots in bytes that are none: overlong UTF-8, look-alikes of NFKC."""
+    try:
+        text = path.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    plain = unicodedata.normalize("NFKC", text)
+    return any(text.count(mark) != plain.count(mark) for mark in "./\\;%?#")
 
 
 @dataclass(frozen=True, slots=True)
