@@ -12,9 +12,8 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import path
 from django.utils.html import format_html, format_html_join
-from django.utils.translation import gettext as _t
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext
 
 from proxy import scope_services, selectors
 from proxy.models import ScopeRule, ScopeVersion
@@ -64,13 +63,13 @@ class TesterForm(forms.Form):
         if text:
             tokens = tokens_selectors.tokens_like(text, limit=2)
             if not tokens:
-                self.add_error("token", _t("No token is like this."))
+                self.add_error("token", gettext("No token is like this."))
             elif len(tokens) > 1:
-                self.add_error("token", _t("Several tokens end like this. Their ids tell them apart."))
+                self.add_error("token", gettext("Several tokens end like this. Their ids tell them apart."))
             else:
                 self.found = tokens[0]
         elif not cleaned.get("scope") and not self.errors:
-            self.add_error("scope", _t("A token or a scope is needed."))
+            self.add_error("scope", gettext("A token or a scope is needed."))
         return cleaned
 
 
@@ -88,9 +87,9 @@ class ScopeRuleAdmin(admin.ModelAdmin[ScopeRule]):
 
     @admin.display(description=_("method"), ordering="method")
     def any_method(self, rule: ScopeRule) -> str:
-        return rule.method or _t("any")
+        return rule.method or gettext("any")
 
-    def get_fields(self, request: HttpRequest, obj: ScopeRule | None = None) -> list[str]:
+    def get_fields(self, request: HttpRequest, obj: ScopeRule | None = None) -> Any:
         may_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
         return [*ScopeRuleForm.Meta.fields, *(["reason"] if may_edit else [])]
 
@@ -119,7 +118,7 @@ class ScopeRuleAdmin(admin.ModelAdmin[ScopeRule]):
             return None
         context = {
             **self.admin_site.each_context(request),
-            "title": _t("Remove rules"),
+            "title": gettext("Remove rules"),
             "opts": self.opts,
             "rules": queryset.select_related("scope"),
             "action": "remove",
@@ -148,7 +147,7 @@ class ScopeRuleAdmin(admin.ModelAdmin[ScopeRule]):
             )
         context = {
             **self.admin_site.each_context(request),
-            "title": _t("Try a path"),
+            "title": gettext("Try a path"),
             "opts": self.opts,
             "form": form,
             "verdict": verdict,
@@ -188,7 +187,7 @@ class ScopeVersionAdmin(ReadOnlyAdmin):
     @admin.action(description=_("Put in force again"), permissions=["roll_back"])
     def roll_back(self, request: HttpRequest, queryset: QuerySet[ScopeVersion]) -> TemplateResponse | None:
         if len(queryset) != 1:
-            self.message_user(request, _t("One version at a time can be put in force."), messages.ERROR)
+            self.message_user(request, gettext("One version at a time can be put in force."), messages.ERROR)
             return None
         version = queryset.select_related("scope").get()
         form = ReasonForm(request.POST if "confirm" in request.POST else None)
@@ -200,12 +199,12 @@ class ScopeVersionAdmin(ReadOnlyAdmin):
             except DomainError as exc:
                 self.message_user(request, f"{version}: {exc.detail}", messages.ERROR)
             else:
-                text = _t("The rules of version %(old)d are in force as version %(new)d.")
+                text = gettext("The rules of version %(old)d are in force as version %(new)d.")
                 self.message_user(request, text % {"old": version.number, "new": made.number}, messages.SUCCESS)
             return None
         context = {
             **self.admin_site.each_context(request),
-            "title": _t("Put in force again"),
+            "title": gettext("Put in force again"),
             "opts": self.opts,
             "version": version,
             "lines": [_line(rule) for rule in version.rules],

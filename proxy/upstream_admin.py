@@ -11,7 +11,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
-from django.utils.translation import gettext as _t
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from proxy import selectors, upstream_services
@@ -47,7 +47,7 @@ class LiveChangeList(ChangeList):
         states = live_states(rows)
         for row in rows:
             row.live = states.get(str(row.pk), LiveState())
-        self.result_list = rows  # type: ignore[assignment]
+        self.result_list = rows
 
 
 class UpstreamTargetForm(forms.ModelForm[UpstreamTarget]):
@@ -87,7 +87,7 @@ class UpstreamTargetForm(forms.ModelForm[UpstreamTarget]):
         key = cleaned["new_client_key"].strip()
         has_key = bool(key) or (bool(self.instance.client_key) and not cleaned["forget_client_key"])
         if cleaned["client_certificate"] and not has_key:
-            self.add_error("new_client_key", _t("A certificate of ours needs its key."))
+            self.add_error("new_client_key", gettext("A certificate of ours needs its key."))
             return cleaned
         spec = TargetSpec(
             id="",
@@ -100,7 +100,7 @@ class UpstreamTargetForm(forms.ModelForm[UpstreamTarget]):
         try:
             make_tls_context(spec)
         except (OSError, ValueError) as exc:
-            self.add_error(None, _t("These certificates cannot be used: %(why)s") % {"why": exc})
+            self.add_error(None, gettext("These certificates cannot be used: %(why)s") % {"why": exc})
         return cleaned
 
     def key_to_store(self) -> str | None:
@@ -127,7 +127,7 @@ class UpstreamTargetAdmin(admin.ModelAdmin[UpstreamTarget]):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return LiveChangeList
 
-    def get_fields(self, request: HttpRequest, obj: UpstreamTarget | None = None) -> list[str]:
+    def get_fields(self, request: HttpRequest, obj: UpstreamTarget | None = None) -> Any:
         may_edit = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
         secret = ["new_client_key", "forget_client_key"] if may_edit else []
         return [*(self._shown if obj else []), *UpstreamTargetForm.Meta.fields, *secret]
@@ -143,7 +143,7 @@ class UpstreamTargetAdmin(admin.ModelAdmin[UpstreamTarget]):
 
     @admin.display(description=_("scopes"))
     def for_scopes(self, target: UpstreamTarget) -> str:
-        return ", ".join(scope.pk for scope in target.scopes.all()) or _t("all")
+        return ", ".join(scope.pk for scope in target.scopes.all()) or gettext("all")
 
     @admin.display(description=_("health"))
     def circuit(self, target: UpstreamTarget) -> str:
@@ -170,15 +170,15 @@ class UpstreamTargetAdmin(admin.ModelAdmin[UpstreamTarget]):
 
     @admin.action(description=_("Activate"), permissions=["operate"])
     def activate(self, request: HttpRequest, queryset: QuerySet[UpstreamTarget]) -> TemplateResponse | None:
-        return self._operate(request, queryset, UpstreamTarget.State.ACTIVE, "activate", _t("Activate"))
+        return self._operate(request, queryset, UpstreamTarget.State.ACTIVE, "activate", gettext("Activate"))
 
     @admin.action(description=_("Drain"), permissions=["operate"])
     def drain(self, request: HttpRequest, queryset: QuerySet[UpstreamTarget]) -> TemplateResponse | None:
-        return self._operate(request, queryset, UpstreamTarget.State.DRAINING, "drain", _t("Drain"))
+        return self._operate(request, queryset, UpstreamTarget.State.DRAINING, "drain", gettext("Drain"))
 
     @admin.action(description=_("Switch off now"), permissions=["operate"])
     def switch_off(self, request: HttpRequest, queryset: QuerySet[UpstreamTarget]) -> TemplateResponse | None:
-        return self._operate(request, queryset, UpstreamTarget.State.DISABLED, "switch_off", _t("Switch off now"))
+        return self._operate(request, queryset, UpstreamTarget.State.DISABLED, "switch_off", gettext("Switch off now"))
 
     def _operate(
         self,

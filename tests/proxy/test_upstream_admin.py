@@ -106,7 +106,7 @@ def test_an_action_asks_why_and_is_written_down(office, action, state):
     if action == "drain":
         UpstreamTarget.objects.update(state="active")
     client = redis_client.client()
-    now = client.time()[0] * 1000  # type: ignore[index]
+    now = client.time()[0] * 1000
     client.hset(keys.upstream_in_flight(str(target.pk)), "worker", f"7:{now}")
     asked = act(office, action, target)
     assert "7" in asked.content.decode()
@@ -137,7 +137,7 @@ def test_only_those_who_may_operate_do():
 def test_the_list_shows_how_servers_are_doing_and_serves_without_redis(office, settings):
     target = UpstreamTarget.objects.create(name="one", url="http://a.test")
     client = redis_client.client()
-    seconds, _ = client.time()  # type: ignore[misc]
+    seconds, _ = client.time()
     client.hset(
         keys.upstream(str(target.pk)),
         mapping={"opens": 1, "until": (seconds + 60) * 1000, "error": "refused <b>", "error_at": seconds * 1000},

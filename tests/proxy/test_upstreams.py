@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from tests.proxy.servers import own_redis
 from tests.proxy.test_refusals import assert_refused
 from tests.threads import run_at_once
 from tests.upstream import RawUpstream, ReadHead, RecordingUpstream, Reset, Send, Wait, unused_port, wait_until
+from tokens.models import Scope
 from zenzefi.lib import redis as redis_client
 
 #: Seconds: what must be everywhere within two, on a busy machine.
@@ -79,6 +81,10 @@ def operate(target, state):
     return upstream_services.change_target_state(target_id=target.pk, state=state, actor=UserFactory(), reason="test")
 
 
+def arrived(servers, count):
+    return sum(reached(servers)) == count
+
+
 def reached(servers):
     return [len(server.requests) for server in servers]
 
@@ -108,7 +114,7 @@ def test_a_server_serves_its_scopes_only(servers, issue):
                 assert client.get("certificates/filter").status_code == 200
         with live.client(issue().secret) as client:
             client.get("json")
-            UpstreamTarget.objects.get(name="open").scopes.set(["certificates_only"])
+            UpstreamTarget.objects.get(name="open").scopes.set(Scope.objects.filter(pk="certificates_only"))
             wait_until(lambda: client.get("json").status_code == 503, what="the changed scopes")
             assert_refused(client.get("json"), 503, "upstream_unavailable")
 
@@ -169,7 +175,7 @@ def test_the_least_loaded_for_its_weight_is_taken(servers, issue):
         waiting = []
         for count in range(1, 9):
             waiting.append(pool.submit(hold, live))
-            wait_until(lambda count=count: sum(reached(servers)) == count, what="the next request")
+            wait_until(functools.partial(arrived, servers, count), what="the next request")
         held = reached(servers)
         for one in waiting:
             one.result()
