@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -29,6 +30,7 @@ from proxy.redis_link import RedisAway, RedisLink
 from proxy.streams import Exchange
 from proxy.targets import ACTIVE, DISABLED, TargetSpec, host_of, make_tls_context
 from proxy.upstream import Route, UpstreamUnreachable
+from proxy.upstream_protocol import UpstreamProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class Target:
         self.limit = spec.max_connections or int(settings.GATEWAY["max_upstream_connections"])
         self.tls = tls
         self.connector = TCPConnector(limit=self.limit, keepalive_timeout=30.0, ttl_dns_cache=10, loop=loop)
+        self.connector._factory = partial(UpstreamProtocol, loop=loop)  # type: ignore[assignment]
         self.route = Route("GET", url, ssl=tls, loop=loop)
         self.rewriter = Rewriter([])
         self.circuit = Circuit()
