@@ -19,8 +19,12 @@ _AS_TYPED = re.compile(r"[A-Za-z0-9 -]{16,40}", re.ASCII)
 
 
 def generate() -> str:
-    """Return a new code as it is shown: ``GIFT-XXXX-XXXX-XXXX-XXXX``."""
-    characters = "".join(secrets.choice(_ALPHABET) for _ in range(LENGTH))
+    """Return the sixteen characters of a new code."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(LENGTH))
+
+
+def shown(characters: str) -> str:
+    """Return a code as people see it: ``GIFT-XXXX-XXXX-XXXX-XXXX``."""
     return "-".join([PREFIX, *(characters[start : start + 4] for start in range(0, LENGTH, 4))])
 
 
@@ -35,9 +39,9 @@ def canonical(typed: str) -> str | None:
     return characters if _CANONICAL.fullmatch(characters) else None
 
 
-def digest(canonical_code: str) -> str:
+def digest(characters: str) -> str:
     """Return what is stored of a code: the SHA-256 of its canonical form in lower-case hexadecimal.
 
     A plain hash is enough: 80 random bits that live for days cannot be guessed.
     """
-    return hashlib.sha256(canonical_code.encode()).hexdigest()
+    return hashlib.sha256(characters.encode()).hexdigest()

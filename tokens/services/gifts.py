@@ -91,7 +91,7 @@ def offer_gift(*, token_id: uuid.UUID, giver: Any, message: str = "", recipient_
     gift = Gift.objects.create(
         token=token,
         giver=giver,
-        code_digest=gift_codes.digest(gift_codes.canonical(code) or ""),
+        code_digest=gift_codes.digest(code),
         code_last_four=code[-4:],
         message=message,
         recipient_email=recipient_email,
@@ -103,7 +103,7 @@ def offer_gift(*, token_id: uuid.UUID, giver: Any, message: str = "", recipient_
     token.save(update_fields=["held_at", "changed_at"])
     _tell("gift.created", gift, giver, status=gift.status)
     tell_after_commit([(token.id, token.digest)], revoked=False)
-    return OfferedGift(gift=gift, code=code)
+    return OfferedGift(gift=gift, code=gift_codes.shown(code))
 
 
 @in_transaction
