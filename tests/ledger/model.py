@@ -145,8 +145,9 @@ class Model:
         self.payments: list[Payment] = []
         self.bonuses: list[Bonus] = []
         self.system: Counter[str] = Counter()
-        self.prices = {hours: [(datetime.min.replace(tzinfo=now.tzinfo), price)] for hours, price in
-                       FIRST_PRICES.items()}
+        self.prices = {
+            hours: [(datetime.min.replace(tzinfo=now.tzinfo), price)] for hours, price in FIRST_PRICES.items()
+        }
         self.rates = dict(FIRST_RATES)
 
     # Postings

@@ -123,6 +123,7 @@ class World(RuleBasedStateMachine):
         self.ids: dict[Any, uuid.UUID] = {}
         self.secrets: dict[Token, str] = {}
         self.requests: list[Request] = []
+        self.seen: dict[Person, int] = {}
         for name, referrer in (("anna", None), ("boris", "anna"), ("clara", "anna"), ("dmitri", "boris")):
             self._arrives(name, referrer, 50_000)
         self._arrives("elena", None, model.MOST - 2_000)
@@ -270,6 +271,8 @@ class World(RuleBasedStateMachine):
         history, system = _books()
         standing = dict(_rows("SELECT id, (balance, owed, postings)::text FROM wallet_account WHERE user_id NOTNULL"))
         for person in self.model.people:
+            self.tally.update(kind.lower() for kind, _signed, _after in person.history[self.seen.get(person, 0) :])
+            self.seen[person] = len(person.history)
             account = self.ids[person]
             assert history[account] == person.history, person
             expected = f"({money(person.balance)},{money(person.owed)},{len(person.history)})"
@@ -278,7 +281,12 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def the_tokens_agree(self) -> None:
-        stored = {row[0]: row[1:] for row in _rows("SELECT id, owner_id, paid, refunded, revoked_at NOTNULL, activated_at FROM tokens_accesstoken")}
+        stored = {
+            row[0]: row[1:]
+            for row in _rows(
+                "SELECT id, owner_id, paid, refunded, revoked_at NOTNULL, activated_at FROM tokens_accesstoken"
+            )
+        }
         expected = {
             self.ids[token]: (
                 self.users[token.owner].pk,
@@ -302,7 +310,10 @@ class World(RuleBasedStateMachine):
                 self.users[bonus.referee].pk,
                 self.users[bonus.referrer].pk,
                 "held" if bonus.held else "rejected" if bonus.rejected else "paid",
-                *(Decimal(part).scaleb(-2) for part in (bonus.amount, bonus.refunded, bonus.paid_out, bonus.taken_back)),
+                *(
+                    Decimal(part).scaleb(-2)
+                    for part in (bonus.amount, bonus.refunded, bonus.paid_out, bonus.taken_back)
+                ),
             )
             for bonus in self.model.bonuses
         ]
