@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from tests.ledger.model import FINALITY, Facts, Payment, Refused
-from tests.ledger.world import WHICH, World, code_of, money
+from tests.ledger.world import WHICH, World, code_of, decimal, money
 from tests.wallet.providers import StripeServer, stripe_event
 from wallet.payments import services
 from wallet.payments.providers import mock
@@ -179,10 +179,20 @@ class Paying(World):
         self.deliver_if(arrives)
 
     @precondition(lambda self: self.model.payments)
-    @rule(which=WHICH, number=st.integers(1, 2), outcome=st.sampled_from(FINALITY), arrives=ARRIVES)
-    def a_customer_disputes(self, which: int, number: int, outcome: str, arrives: bool) -> None:
+    @rule(
+        which=WHICH,
+        number=st.integers(1, 2),
+        outcomes=st.one_of(st.just(["open", "won"]), st.lists(st.sampled_from(FINALITY), min_size=1, max_size=3)),
+        arrives=ARRIVES,
+    )
+    def a_customer_disputes(self, which: int, number: int, outcomes: list[str], arrives: bool) -> None:
         """The first dispute is about the whole payment, the second about a third."""
         payment: Payment = self.one_of(self.model.payments, which)
+        for outcome in outcomes:
+            self.disputed(payment, number, outcome)
+            self.deliver_if(arrives)
+
+    def disputed(self, payment: Payment, number: int, outcome: str) -> None:
         amount = payment.amount if number == 1 else max(1, payment.amount // 3)
         if payment.provider == "mock":
             name = f"dp_{number}"
@@ -196,7 +206,6 @@ class Paying(World):
             self._stripe_says(
                 payment, "charge.dispute.updated", dispute, Facts(disputes=((dispute["id"], outcome, amount),))
             )
-        self.deliver_if(arrives)
 
     def _mock_says(self, payment: Payment, kind: str, facts: Facts, **extra: Any) -> None:
         event_id = f"news {len(self.news)}"
@@ -292,7 +301,7 @@ class Paying(World):
                 payment_id=self.ids[payment],
                 reason="test",
                 actor=self.staff,
-                amount=None if asked is None else Decimal(asked).scaleb(-2),
+                amount=None if asked is None else decimal(asked),
             ),
             theirs,
         )
@@ -325,7 +334,7 @@ class Paying(World):
         assert stored == {
             self.ids[payment]: [
                 payment.status,
-                *(Decimal(part).scaleb(-2) for part in (payment.cents, payment.refunded, payment.held_back)),
+                *(decimal(part) for part in (payment.cents, payment.refunded, payment.held_back)),
             ]
             for payment in self.model.payments
         }

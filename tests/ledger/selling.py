@@ -13,7 +13,7 @@ from hypothesis.stateful import precondition, rule
 from bundles.services import create_bundle, edit_bundle
 from referrals.services import approve_bonus, reject_bonus
 from tests.ledger.model import Pack, Person, Token
-from tests.ledger.world import WHICH, World, cents, code_of, money
+from tests.ledger.world import WHICH, World, cents, code_of, decimal, money
 from tokens.services import activate_token, revoke_token, schedule_price
 
 #: Few durations, so that prices change under purchases and refunds of the same one.
@@ -42,7 +42,7 @@ class Selling(World):
             token_count=odd.count,
             duration_hours=odd.hours,
             discount_percent=Decimal(0),
-            total_price=Decimal(odd.total).scaleb(-2),
+            total_price=decimal(odd.total),
             override_reason="a price that cannot be split evenly",
         )
         self.model.packs.append(odd)
@@ -165,7 +165,7 @@ class Selling(World):
         moment = self.model.now + timedelta(hours=later)
         schedule_price(
             duration_hours=hours,
-            price=Decimal(price).scaleb(-2),
+            price=decimal(price),
             effective_at=moment if later else None,
             actor=self.staff,
         )

@@ -40,8 +40,12 @@ def cents(amount: Decimal | str) -> int:
     return int(Decimal(amount).scaleb(2))
 
 
+def decimal(amount: int) -> Decimal:
+    return Decimal(amount).scaleb(-2)
+
+
 def money(amount: int) -> str:
-    return str(Decimal(amount).scaleb(-2))
+    return str(decimal(amount))
 
 
 def prove() -> None:
@@ -142,7 +146,7 @@ class World(RuleBasedStateMachine):
         self.users[person] = user
         self.ids[person] = open_account(user).pk
         self.model.people.append(person)
-        top_up_mock(user=user, amount=Decimal(held).scaleb(-2))
+        top_up_mock(user=user, amount=decimal(held))
         self.model.top_up(person, held)
 
     def teardown(self) -> None:
@@ -282,19 +286,19 @@ class World(RuleBasedStateMachine):
     @invariant()
     def the_tokens_agree(self) -> None:
         stored = {
-            row[0]: row[1:]
-            for row in _rows(
+            token_id: values
+            for token_id, *values in _rows(
                 "SELECT id, owner_id, paid, refunded, revoked_at NOTNULL, activated_at FROM tokens_accesstoken"
             )
         }
         expected = {
-            self.ids[token]: (
+            self.ids[token]: [
                 self.users[token.owner].pk,
-                Decimal(token.paid).scaleb(-2),
-                Decimal(token.refunded).scaleb(-2),
+                decimal(token.paid),
+                decimal(token.refunded),
                 token.revoked,
                 token.activated,
-            )
+            ]
             for token in self.model.tokens
         }
         assert stored == expected
