@@ -34,7 +34,7 @@ BATCH = 10
 CI_BATCHES = 2
 #: After so many seconds ``make test`` begins no further batch, however slow the machine is.
 CI_SECONDS = 20
-#: What must have happened, or the run proves less than it says.
+#: What must have happened in ``make test``, where it is the same every time, or the run proves less than it says.
 HAPPENED = {
     "tokens purchase",
     "tokens purchase: insufficient_balance",
@@ -109,7 +109,7 @@ def test_the_platform_and_the_model_keep_the_same_books(machine, record_property
         f"Ledger against its model: {machine.tally['steps']} steps in {machine.tally['examples']} examples, "
         f"{time.monotonic() - began:.0f} s, from seed {seed}.",
     )
-    if long or batches == CI_BATCHES:
+    if not long and batches == CI_BATCHES:
         assert HAPPENED - set(machine.tally) == set()
 
 
