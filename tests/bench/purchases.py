@@ -168,7 +168,7 @@ def main() -> None:
         sales = [
             _sell(name, owners, threads=threads, seconds=options.seconds / len(runs)) for name, owners, threads in runs
         ]
-        history = _first_page(*(UserFactory(password="!") for _ in range(2)), options.history)
+        history = _first_page(UserFactory(password="!"), UserFactory(password="!"), options.history)
     finally:
         lease.release()
     json.dump({"sales": [one.as_json() for one in sales], "history": history.as_json()}, sys.stdout)

@@ -253,7 +253,8 @@ class World(RuleBasedStateMachine):
             assert again.json()["payment_id"] == request.answer["payment_id"]
         else:
             assert (again.json(), again["Idempotent-Replayed"]) == (request.answer, "true")
-        reused = self.send(request.user, *request.other, request.key)
+        path, body = request.other
+        reused = self.send(request.user, path, body, request.key)
         assert (reused.status_code, reused.json()["code"]) == (422, "idempotency_key_reused")
         self.did("request repeated")
 

@@ -855,7 +855,8 @@ def test_reconciliation_finds_what_was_tampered_with():
 
 def test_either_znc_or_an_amount_is_agreed_on():
     user = user_with()
-    for both_or_none in ({}, {"amount_znc": Decimal("1.00"), "amount": Decimal("10.00")}):
+    choices: list[dict[str, Any]] = [{}, {"amount_znc": Decimal("1.00"), "amount": Decimal("10.00")}]
+    for both_or_none in choices:
         with pytest.raises(ValueError, match="either amount_znc or amount"):
             services.start_payment(user=user, return_url=RETURN_URL, **both_or_none)
     assert not Payment.objects.exists()
