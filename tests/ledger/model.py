@@ -14,6 +14,9 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 
 MOST = 9_999_999_999
+GIFT_DAYS = 14
+GIFTS_A_DAY = 10
+GIFT_HOURS_WITHOUT_APPROVAL = 24
 BONUS_PERCENT = 10
 BONUS_ABOVE = 10_000
 FINALITY = ["open", "lost", "won"]
@@ -79,7 +82,10 @@ class Person:
 
 @dataclass(eq=False)
 class Token:
-    """An access token; ``purchase`` is shared by all that were paid for together."""
+    """An access token; ``purchase`` is shared by all that were paid for together.
+
+    ``payer`` is whom a refund goes to, also when the token was given away; ``held`` while it is offered.
+    """
 
     owner: Person
     hours: int
@@ -88,6 +94,11 @@ class Token:
     refunded: int = 0
     activated: datetime | None = None
     revoked: bool = False
+    held: bool = False
+    payer: Person = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.payer = self.owner
 
     @property
     def expires(self) -> datetime | None:
@@ -95,6 +106,22 @@ class Token:
 
     def is_over(self, now: datetime) -> bool:
         return self.expires is not None and self.expires <= now
+
+
+@dataclass(eq=False)
+class Gift:
+    """A token that is offered, or was; ``expires`` is none until staff have approved it, if they must."""
+
+    token: Token
+    giver: Person
+    code: str
+    created: datetime
+    status: str
+    expires: datetime | None
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in {"pending", "awaiting_approval"}
 
 
 @dataclass(eq=False)
@@ -144,6 +171,7 @@ class Model:
         self.packs: list[Pack] = []
         self.payments: list[Payment] = []
         self.bonuses: list[Bonus] = []
+        self.gifts: list[Gift] = []
         self.system: Counter[str] = Counter()
         self.prices = {
             hours: [(datetime.min.replace(tzinfo=now.tzinfo), price)] for hours, price in FIRST_PRICES.items()
@@ -233,7 +261,7 @@ class Model:
 
     def activate(self, token: Token, at: datetime) -> bool:
         """Return whether this was what started the clock."""
-        if token.revoked:
+        if token.revoked or token.held:
             raise Refused("token_not_usable")
         if token.activated is not None:
             return False
@@ -245,9 +273,11 @@ class Model:
             raise Refused("token_already_revoked")
         if token.is_over(self.now):
             raise Refused("token_expired")
+        if token.held:
+            raise Refused("token_held")
         amount = self._unused(token) if refund else 0
         if amount:
-            self._credit(token.owner, "REFUND", amount, "revenue")
+            self._credit(token.payer, "REFUND", amount, "revenue")
             for bonus in self.bonuses:
                 if bonus.purchase is token.purchase and not bonus.rejected:
                     self._share_of_bonus_back(bonus, amount)
@@ -270,6 +300,66 @@ class Model:
         if excess > 0:
             self._take_back(bonus.referrer, "REFERRAL_REVERSAL", excess, "promotions")
             bonus.taken_back += excess
+
+    # Gifts
+
+    def offer(self, token: Token, code: str) -> Gift:
+        if token.revoked:
+            raise Refused("token_already_revoked")
+        if token.is_over(self.now):
+            raise Refused("token_expired")
+        if token.held:
+            raise Refused("token_held")
+        if token.activated is not None:
+            raise Refused("token_activated")
+        if self.gifts_today(token.owner) >= GIFTS_A_DAY:
+            raise Refused("gift_limit_reached")
+        gift = Gift(token, token.owner, code, self.now, "awaiting_approval", None)
+        if token.hours <= GIFT_HOURS_WITHOUT_APPROVAL:
+            self._offered_from_now(gift)
+        token.held = True
+        self.gifts.append(gift)
+        return gift
+
+    def gifts_today(self, giver: Person) -> int:
+        return sum(gift.giver is giver and gift.created > self.now - timedelta(days=1) for gift in self.gifts)
+
+    def _offered_from_now(self, gift: Gift) -> None:
+        gift.status, gift.expires = "pending", self.now + timedelta(days=GIFT_DAYS)
+
+    def claim(self, gift: Gift, claimer: Person) -> None:
+        if claimer is gift.giver:
+            raise Refused("own_gift")
+        self._demand_open(gift)
+        if gift.status == "awaiting_approval":
+            raise Refused("gift_awaits_approval")
+        assert gift.expires is not None
+        if gift.expires <= self.now:
+            raise Refused("gift_expired")
+        if not (gift.giver.active and claimer.active):
+            raise Refused("gift_unavailable")
+        gift.status, gift.token.held, gift.token.owner = "claimed", False, claimer
+
+    def take_back_gift(self, gift: Gift, status: str) -> None:
+        """``cancelled`` by the giver or ``rejected`` by staff."""
+        self._demand_open(gift)
+        gift.status, gift.token.held = status, False
+
+    def approve_gift(self, gift: Gift) -> None:
+        if gift.status != "awaiting_approval":
+            raise Refused("gift_not_awaiting_approval")
+        self._offered_from_now(gift)
+
+    def return_expired_gifts(self) -> None:
+        for gift in self.gifts:
+            if gift.status == "pending" and gift.expires is not None and gift.expires <= self.now:
+                gift.status, gift.token.held = "expired", False
+
+    def _demand_open(self, gift: Gift) -> None:
+        if not gift.is_open:
+            raise Refused(
+                {"claimed": "gift_already_claimed", "expired": "gift_expired"}.get(gift.status, "gift_cancelled")
+            )
 
     # Payments
 

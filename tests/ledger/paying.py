@@ -14,7 +14,7 @@ from django.test import Client
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
-from tests.ledger.model import FINALITY, Facts, Payment, Refused
+from tests.ledger.model import FINALITY, Facts, Payment, Person, Refused
 from tests.ledger.world import WHICH, World, code_of, decimal, money
 from tests.wallet.providers import StripeServer, stripe_event
 from wallet.payments import services
@@ -76,10 +76,12 @@ class Paying(World):
         currency=st.sampled_from(["RUB", "USD", "EUR"]),
         znc=st.booleans(),
         amount=st.one_of(st.integers(1, 200_000), st.just(2_500)),
-        then=st.sampled_from(["", "paid", "paid", "canceled"]),
+        then=st.sampled_from(
+            [[], ["paid"], ["canceled"], ["paid", "refunded"], ["paid", "open", "won"], ["paid", "spent", "open"]]
+        ),
     )
     def someone_starts_a_payment(
-        self, who: int, provider: str, currency: str, znc: bool, amount: int, then: str
+        self, who: int, provider: str, currency: str, znc: bool, amount: int, then: list[str]
     ) -> None:
         # Elena's account is almost full: what of her payments is polled first would decide which one fits in.
         people = [person for person in self.model.people if person.active and person.name != "elena"]
@@ -104,10 +106,25 @@ class Paying(World):
             if provider == "stripe":
                 stored = self._stored(payment)
                 self.banks[payment] = Bank(stored.provider_payment_id)
-            if then == "paid":
-                self.paid(payment, arrives=True)
-            elif then == "canceled":
-                self.canceled(payment, arrives=True)
+            for step in then:
+                self.goes_on(payment, step)
+
+    def goes_on(self, payment: Payment, step: str) -> None:
+        """Take a usual walk a step further; its messages arrive at once."""
+        if step == "paid":
+            self.paid(payment, arrives=True)
+        elif step == "canceled":
+            self.canceled(payment, arrives=True)
+        elif step == "refunded":
+            self.paid_back(payment, Fraction(2, 3), arrives=True)
+        elif step == "spent":
+            self.spend_all(payment.person)
+        else:
+            self.disputed(payment, 1, step)
+            self.deliver_if(True)
+
+    def spend_all(self, person: Person) -> None:
+        """Leave nothing that could be taken back; how is for the part that sells."""
 
     def _stored(self, payment: Payment) -> Any:
         return apps.get_model("wallet.Payment").objects.get(pk=self.ids[payment])
@@ -166,8 +183,10 @@ class Paying(World):
     @precondition(lambda self: self.model.payments)
     @rule(which=WHICH, share=st.fractions(0, 1), arrives=ARRIVES)
     def the_provider_pays_back(self, which: int, share: Fraction, arrives: bool) -> None:
+        self.paid_back(self.one_of(self.model.payments, which), share, arrives=arrives)
+
+    def paid_back(self, payment: Payment, share: Fraction, *, arrives: bool) -> None:
         """Cumulative amounts; an older message tells a smaller one."""
-        payment: Payment = self.one_of(self.model.payments, which)
         if payment.provider == "mock":
             refunded = int(payment.amount * share)
             self._mock_says(payment, mock.REFUNDED, Facts(refunded=refunded), refunded=money(refunded))

@@ -64,24 +64,37 @@ class Selling(World):
                 other=("currency/mock-purchase", {"amount": money(amount + 1)}),
             )
 
+    @rule(who=WHICH)
+    def someone_spends_all_they_have(self, who: int) -> None:
+        if person := self.buyer(who):
+            self.spend_all(person)
+
+    def spend_all(self, person: Person) -> None:
+        """What is taken back from them afterwards is owed."""
+        if person.balance:
+            self.price(12, person.balance)
+            self.buy(person, 12)
+
     @rule(who=WHICH, hours=HOURS, used=USED)
     def someone_buys_a_token(self, who: int, hours: int, used: float | None) -> None:
-        if not (person := self.buyer(who)):
-            return
+        if (person := self.buyer(who)) and (token := self.buy(person, hours)) and used is not None:
+            self.use(token, used)
+
+    def buy(self, person: Person, hours: int) -> Token | None:
         sold = self.post(
             person,
             "tokens/purchase",
             {"duration_hours": hours},
             lambda: self.model.buy(person, hours),
-            other=("tokens/purchase", {"duration_hours": 12}),
+            other=("tokens/purchase", {"duration_hours": 13}),
         )
-        if sold:
-            token, answer = sold
-            self.ids[token] = uuid.UUID(answer["id"])
-            assert cents(answer["cost_znc"]) == token.paid
-            assert cents(answer["new_balance"]) == person.balance
-            if used is not None:
-                self.use(token, used)
+        if not sold:
+            return None
+        token, answer = sold
+        self.ids[token] = uuid.UUID(answer["id"])
+        assert cents(answer["cost_znc"]) == token.paid
+        assert cents(answer["new_balance"]) == person.balance
+        return token
 
     @rule(who=WHICH, which=WHICH, used=USED)
     def someone_buys_a_bundle(self, who: int, which: int, used: float | None) -> None:
@@ -138,12 +151,15 @@ class Selling(World):
 
     def revoke(self, token: Token) -> None:
         answer = self.signed_in(self.users[token.owner]).delete(f"/api/v1/tokens/{self.ids[token]}")
-        before = len(token.owner.history)
+        before = len(token.payer.history)
         agreed = self.agree("revoke", code_of(answer), lambda: self.model.revoke(token, refund=True))
         if agreed:
             body = answer.json()
-            assert (cents(body["refund_amount"]), cents(body["new_balance"])) == (agreed.said, token.owner.balance)
-            refunded = "refunded" if len(token.owner.history) > before else "not refunded"
+            received = agreed.said if token.payer is token.owner else 0
+            assert (cents(body["refund_amount"]), cents(body["new_balance"])) == (received, token.owner.balance)
+            if token.payer is not token.owner:
+                self.did("given token revoked")
+            refunded = "refunded" if len(token.payer.history) > before else "not refunded"
             self.did(f"{'unused' if token.activated is None else 'used'} token {refunded}")
 
     @precondition(lambda self: self.model.tokens)
@@ -162,6 +178,9 @@ class Selling(World):
         later=st.integers(0, 72),
     )
     def a_price_changes(self, hours: int, price: int, later: int) -> None:
+        self.price(hours, price, later)
+
+    def price(self, hours: int, price: int, later: int = 0) -> None:
         moment = self.model.now + timedelta(hours=later)
         schedule_price(
             duration_hours=hours,

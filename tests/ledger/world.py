@@ -102,7 +102,7 @@ class Agreed:
 
 
 class World(RuleBasedStateMachine):
-    """One example: some people, who start with 500.00 each but one, whose account is almost full."""
+    """One example: some people who referred each other; Elena's account is almost full."""
 
     clock: Clock
     #: One for all, as each new one builds the middleware anew.
@@ -128,8 +128,10 @@ class World(RuleBasedStateMachine):
         self.secrets: dict[Token, str] = {}
         self.requests: list[Request] = []
         self.seen: dict[Person, int] = {}
-        for name, referrer in (("anna", None), ("boris", "anna"), ("clara", "anna"), ("dmitri", "boris")):
-            self._arrives(name, referrer, 50_000)
+        self._arrives("anna", None, 1)
+        self._arrives("boris", "anna", 50_000)
+        self._arrives("clara", "anna", 120_000)
+        self._arrives("dmitri", "boris", 50_000)
         self._arrives("elena", None, model.MOST - 2_000)
         self._arrives("felix", "elena", 50_000)
         self.staff = UserFactory(username="staff", is_staff=True, password="!")
@@ -278,6 +280,7 @@ class World(RuleBasedStateMachine):
         for person in self.model.people:
             self.tally.update(kind.lower() for kind, _signed, _after in person.history[self.seen.get(person, 0) :])
             self.seen[person] = len(person.history)
+            self.tally["owes"] += person.owed > 0
             account = self.ids[person]
             assert history[account] == person.history, person
             expected = f"({money(person.balance)},{money(person.owed)},{len(person.history)})"
@@ -289,15 +292,18 @@ class World(RuleBasedStateMachine):
         stored = {
             token_id: values
             for token_id, *values in _rows(
-                "SELECT id, owner_id, paid, refunded, revoked_at NOTNULL, activated_at FROM tokens_accesstoken"
+                "SELECT id, owner_id, coalesce(payer_id, owner_id), paid, refunded, revoked_at NOTNULL,"
+                " held_at NOTNULL, activated_at FROM tokens_accesstoken"
             )
         }
         expected = {
             self.ids[token]: [
                 self.users[token.owner].pk,
+                self.users[token.payer].pk,
                 decimal(token.paid),
                 decimal(token.refunded),
                 token.revoked,
+                token.held,
                 token.activated,
             ]
             for token in self.model.tokens
