@@ -335,7 +335,7 @@ def test_neither_the_giver_nor_a_second_friend_claims(giver, friend):
     refused_claim(gift.code, giver, 403, "own_gift")
 
 
-@pytest.mark.parametrize("code", [gift_codes.generate(), "x", "GIFT-", "0" * 16, "%2e%2e", str(uuid.UUID(int=0))])
+@pytest.mark.parametrize("code", ["5T9B9GCY3GPCSF20", "x", "GIFT-", "0" * 16, "%2e%2e", str(uuid.UUID(int=0))])
 def test_an_unknown_code(friend, code):
     offered()
     refused_claim(code, friend, 404, "not_found")
