@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from django.core.management import call_command
 from django.db import connection, transaction
+from django.test import TransactionTestCase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from rest_framework.test import APIClient
@@ -107,7 +108,7 @@ class World(RuleBasedStateMachine):
     clock: Clock
     #: One for all, as each new one builds the middleware anew.
     client: APIClient
-    #: Whether each example is committed, and flushed before the next; else it is rolled back.
+    #: Whether each example is committed, and its rows deleted before the next; else it is rolled back.
     commits = False
     #: Over all examples: how often what happened.
     tally: Counter[str]
@@ -117,7 +118,8 @@ class World(RuleBasedStateMachine):
         self.tally["examples"] += 1
         self.tally["steps"] -= 1  # the books are compared once before the first
         if self.commits:
-            call_command("flush", verbosity=0, interactive=False)
+            # As pytest-django does it after each test that commits: see tests/database.py.
+            cast("Any", TransactionTestCase)._fixture_teardown(self)
         else:
             self._undone = transaction.atomic()
             self._undone.__enter__()
