@@ -111,6 +111,7 @@ class Gateway:
             settings.REDIS_URL, timeout=timeout, subscribe=keys.changes_channel(), on_message=self._on_change
         )
         self.registry = Registry()
+        self.registry.on_expiry = self._on_expiry
         self.validator = Validator(self.link, self.database)
         self.meter = Meter(self.link, self.database, self.registry)
         self.upstream = upstream.Upstream()
@@ -214,7 +215,20 @@ class Gateway:
         if decision.outcome != Outcome.OK:
             exchange.interrupt(_REFUSALS[Outcome(decision.outcome)])
         elif decision.expires:
+            if decision.token_id != exchange.token_id:
+                # Its successor goes on with it; what passed so far belongs to the token that has ended.
+                self.meter.add(exchange)
+                exchange.token_id = decision.token_id
             exchange.expires = decision.expires
+
+    def _on_expiry(self, exchange: Exchange) -> None:
+        self.keep(asyncio.get_running_loop().create_task(self._go_on_or_end(exchange)))
+
+    async def _go_on_or_end(self, exchange: Exchange) -> None:
+        try:
+            await self._recheck(exchange)
+        except ValidationAway:
+            exchange.interrupt("token_expired")
 
     def _on_change(self, message: bytes) -> None:
         text = message.decode("latin-1")

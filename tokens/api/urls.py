@@ -10,4 +10,7 @@ urlpatterns = [
     path("tokens/<uuid:token_id>", views.TokenView.as_view()),
     path("tokens/<uuid:token_id>/rotate", views.RotateView.as_view()),
     path("tokens/<uuid:token_id>/release-device", views.ReleaseDeviceView.as_view()),
+    path("users/me/auto-renewal", views.RenewalTermsView.as_view()),
+    path("users/me/tier", views.OwnTierView.as_view()),
+    path("tiers", views.TiersView.as_view()),
 ]

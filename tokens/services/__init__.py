@@ -9,10 +9,26 @@ from tokens.services.lifecycle import Activation, activate_token, record_device_
 from tokens.services.maintenance import RotatedToken, release_device, rotate_token, update_token
 from tokens.services.pricing import apply_price_list, cancel_price_change, schedule_price
 from tokens.services.purchase import PurchasedToken, list_price, purchase_token, scope_for_sale, source_of
+from tokens.services.renewal import (
+    claim_due_renewals,
+    renew_token,
+    set_auto_renew,
+    set_renewal_terms,
+    stop_renewal,
+    take_over_due,
+)
 from tokens.services.revocation import Revocation, refund_due, refund_for, revoke_token
+from tokens.services.tiers import (
+    ChosenTier,
+    choose_tier,
+    claim_due_subscriptions,
+    grant_tier,
+    renew_subscription,
+)
 
 __all__ = [
     "Activation",
+    "ChosenTier",
     "IssuedToken",
     "PurchasedToken",
     "Revocation",
@@ -20,7 +36,11 @@ __all__ = [
     "activate_token",
     "apply_price_list",
     "cancel_price_change",
+    "choose_tier",
     "claim_device",
+    "claim_due_renewals",
+    "claim_due_subscriptions",
+    "grant_tier",
     "issue_tokens",
     "list_price",
     "purchase_token",
@@ -29,10 +49,16 @@ __all__ = [
     "refund_due",
     "refund_for",
     "release_device",
+    "renew_subscription",
+    "renew_token",
     "revoke_token",
     "rotate_token",
     "schedule_price",
     "scope_for_sale",
+    "set_auto_renew",
+    "set_renewal_terms",
     "source_of",
+    "stop_renewal",
+    "take_over_due",
     "update_token",
 ]

@@ -10,8 +10,10 @@ from django.db import transaction
 
 from notifications.services import record
 from tokens import secrets
+from tokens.exceptions import TokenNotStarted
 from tokens.models import AccessToken, RotatedDigest
 from tokens.services.access import demand_usable, lock_token, tell_after_commit
+from tokens.services.renewal import set_auto_renew
 from tokens.signals import device_released
 from zenzefi.lib import clock
 from zenzefi.lib.transactions import in_transaction
@@ -32,12 +34,17 @@ class RotatedToken:
 def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
     """Replace a token's secret. Price, expiry and device stay; the old secret is refused from the commit on.
 
+    A successor that waits for the token's end takes the new secret over.
+
     Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`~tokens.exceptions.TokenAlreadyRevoked`,
-    :class:`~tokens.exceptions.TokenExpired`.
+    :class:`~tokens.exceptions.TokenExpired`, and :class:`~tokens.exceptions.TokenNotStarted` for a successor that
+    has no secret yet.
     """
     token = lock_token(token_id, owner=owner)
     demand_usable(token)
     now = clock.now()
+    if token.status(now) is AccessToken.Status.SCHEDULED:
+        raise TokenNotStarted
     replaced = token.digest
     RotatedDigest.objects.create(digest=replaced, token=token, rotated_at=now)
     secret = secrets.generate()
@@ -45,6 +52,8 @@ def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
     token.last_four = secret[-4:]
     token.changed_at = now
     token.save(update_fields=["digest", "last_four", "changed_at"])
+    if token.renewed_at is not None:
+        AccessToken.objects.filter(predecessor=token).update(last_four=token.last_four)
     record("token.rotated", owner, {"token_id": str(token.id)})
     tell_after_commit([(token.id, replaced)], revoked=False)
     return RotatedToken(token=token, secret=secret)
@@ -62,8 +71,15 @@ def release_device(*, token_id: uuid.UUID, owner: Any) -> AccessToken:
 
 
 @in_transaction
-def update_token(*, token_id: uuid.UUID, owner: Any, label: str | None = None) -> AccessToken:
-    """Change what the owner may edit; what is not given stays. Raises :class:`~tokens.exceptions.TokenNotFound`."""
+def update_token(
+    *, token_id: uuid.UUID, owner: Any, label: str | None = None, auto_renew: bool | None = None
+) -> AccessToken:
+    """Change what the owner may edit; what is not given stays.
+
+    Raises :class:`~tokens.exceptions.TokenNotFound`, and what :func:`~tokens.services.renewal.set_auto_renew` raises.
+    """
+    if auto_renew is not None:
+        set_auto_renew(token_id=token_id, owner=owner, enabled=auto_renew)
     token = lock_token(token_id, owner=owner)
     if label is not None:
         token.label = label

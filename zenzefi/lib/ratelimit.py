@@ -76,13 +76,22 @@ def check(policy_name: str, subject: str, policy: RatePolicy | None = None) -> D
     return Decision(policy_name, policy, bool(allowed), int(remaining), max(1, math.ceil(reset_ms / 1000)))
 
 
-def enforce(request: HttpRequest, policy_name: str, subject: str, *, fail_open: bool = False) -> None:
+def enforce(
+    request: HttpRequest,
+    policy_name: str,
+    subject: str,
+    *,
+    fail_open: bool = False,
+    policy: RatePolicy | None = None,
+) -> None:
     """Count the request, remember the outcome for its answer's headers, and refuse when over the limit.
+
+    ``policy`` takes the place of the one in ``RATE_LIMITS``.
 
     Raises :class:`RateLimited`, or :class:`ServiceUnavailable` when Redis is away and the class fails closed.
     """
     try:
-        decision = check(policy_name, subject)
+        decision = check(policy_name, subject, policy)
     except redis.exceptions.RedisError as exc:
         if not redis_client.is_away(exc):
             raise
@@ -97,6 +106,7 @@ def enforce(request: HttpRequest, policy_name: str, subject: str, *, fail_open: 
 class ApiRateThrottle(BaseThrottle):
     """Class ``api``: per user, or per client address where nobody is signed in; superusers bypass.
 
+    A user's tier may set another number of requests a minute; it comes with the user, without a query of its own.
     While Redis is away reads go on unlimited and everything that changes state answers 503.
     """
 
@@ -104,8 +114,12 @@ class ApiRateThrottle(BaseThrottle):
         user = request.user
         if user.is_authenticated and user.is_superuser:
             return True
-        subject = f"user:{user.pk}" if user.is_authenticated else f"addr:{client_network(request._request)}"
-        enforce(request._request, "api", subject, fail_open=request.method in {"GET", "HEAD", "OPTIONS"})
+        subject, policy = f"addr:{client_network(request._request)}", None
+        if user.is_authenticated:
+            subject = f"user:{user.pk}"
+            if limit := user.tier.api_requests_per_minute:
+                policy = RatePolicy(limit, 60)
+        enforce(request._request, "api", subject, fail_open=request.method in {"GET", "HEAD", "OPTIONS"}, policy=policy)
         return True
 
 

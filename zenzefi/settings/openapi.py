@@ -25,8 +25,8 @@ same body answers what was answered the first time, for 24 hours; with another b
 processed 409. A refused request is not remembered.
 
 **Rate limits** are exact sliding windows: `auth` 5 an hour for each address (register, login, password reset), `api`
-100 a minute for each user, `proxy` 1000 a minute for each access token, unless the installation sets others. Answers
-carry `RateLimit-Policy` and `RateLimit`; a refusal is 429 with `Retry-After` in seconds. While a neighbour of ours is
+100 a minute for each user, `proxy` 1000 a minute for each access token, unless the installation or the account's tier
+sets others. Answers carry `RateLimit-Policy` and `RateLimit`; a refusal is 429 with `Retry-After` in seconds. While a neighbour of ours is
 down, answers are 503 with `Retry-After`, nothing has changed, and the request may be repeated.
 """
 
@@ -34,6 +34,7 @@ TAGS = [
     {"name": "Accounts", "description": "Registration, sign-in, one's own account."},
     {"name": "Wallet", "description": "Balance, top-ups, transactions."},
     {"name": "Tokens", "description": "Prices, purchase, use and refund of access tokens."},
+    {"name": "Tiers", "description": "How much an account may do a minute, by the month."},
     {"name": "Bundles", "description": "Several tokens at a discount."},
     {"name": "Referrals", "description": "Whom one referred, and what it brought."},
     {"name": "Gateway", "description": "The way to the Zenzefi server."},
