@@ -315,7 +315,7 @@ class TierSubscriptionAdmin(ReadOnlyAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("tokens.set_tier"))
 
-    def get_fields(self, request: HttpRequest, obj: TierSubscription | None = None) -> list[str]:
+    def get_fields(self, request: HttpRequest, obj: TierSubscription | None = None) -> Any:
         return self.fields if obj else ["user", "tier", "reason"]
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:

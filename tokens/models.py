@@ -307,7 +307,7 @@ class AccessToken(models.Model):
         return self.Status.ACTIVE if self.expires_at > moment else self.Status.EXPIRED
 
     def remaining(self, at: datetime | None = None) -> timedelta | None:
-        """Return the time left, ``None`` before activation, all of it before its scheduled start, zero after the end."""
+        """Return the time left: ``None`` before activation, all of it before a scheduled start, zero after the end."""
         if self.expires_at is None:
             return None
         return min(self.duration, max(timedelta(), self.expires_at - (at or clock.now())))

@@ -73,10 +73,11 @@ def credential_by_digest(digest: str) -> Credential | None:
     )
     if row is None:
         return None
-    *row, next_id, next_scope, next_hours, next_start, next_end, next_revoked_at = row
-    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser, device_id, seen_at = row
+    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser = row[:9]
+    device_id, seen_at, next_id, next_scope, next_hours, next_start, next_end, next_revoked_at = row[9:]
     successor = None
     if next_id is not None and next_revoked_at is None:
+        assert next_start is not None and next_end is not None
         successor = Successor(next_id, next_scope, next_hours * 3600, next_start, next_end)
     return Credential(
         token_id=token_id,
@@ -175,7 +176,9 @@ class RenewalTerms:
 def renewal_terms_of(user: Any) -> RenewalTerms:
     """Return what an account wants of the tokens it buys from now on."""
     terms = RenewalDefault.objects.filter(user=user).first() or RenewalDefault(user=user)
-    sold = prices_for_sale().filter(duration_hours=terms.duration_hours).first()
+    sold = None
+    if terms.duration_hours is not None:
+        sold = prices_for_sale().filter(duration_hours=terms.duration_hours).first()
     return RenewalTerms(
         enabled=terms.enabled,
         duration_hours=terms.duration_hours,

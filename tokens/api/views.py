@@ -293,8 +293,9 @@ class TiersView(GenericAPIView[Any]):
 class OwnTierView(APIView):
     @extend_schema(summary="Own tier", tags=["Tiers"], responses={200: OwnTierSerializer, **error_responses(401)})
     def get(self, request: Request) -> Response:
-        subscription = selectors.current_subscription(request.user)
-        return Response(OwnTierSerializer(request.user.tier, context={"subscription": subscription}).data)
+        user: Any = request.user
+        context = {"subscription": selectors.current_subscription(user)}
+        return Response(OwnTierSerializer(user.tier, context=context).data)
 
     @extend_schema(
         summary="Choose a tier",

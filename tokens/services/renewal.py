@@ -115,7 +115,7 @@ def set_renewal_terms(
     """Store what an account wants of the tokens it buys from now on. No token that it has is changed.
 
     Without a duration tokens of every duration are meant, without a scope those of every scope. ``daily_cap`` is ZNC
-    that renewals of all its tokens may cost in a day of UTC; none means the platform's own, and leaving it out keeps it.
+    that renewals of all its tokens may cost in a day of UTC; none means the platform's own, leaving it out keeps it.
 
     Raises :class:`DurationNotSold`, :class:`ScopeNotSold`.
     """

@@ -45,7 +45,8 @@ def revoke_token(
     pass none.
 
     Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`TokenAlreadyRevoked`, :class:`TokenExpired`,
-    :class:`TokenChangedOwner`, :class:`TokenJustRenewed`, :class:`~wallet.exceptions.BalanceLimitExceeded`; nothing moves then.
+    :class:`TokenChangedOwner`, :class:`TokenJustRenewed`, :class:`~wallet.exceptions.BalanceLimitExceeded`; nothing
+    moves then.
     """
     found = find_token(token_id, owner=owner)
     owner_id = found.owner_id

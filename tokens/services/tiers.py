@@ -149,7 +149,7 @@ def renew_subscription(*, subscription_id: uuid.UUID) -> bool:
     ):
         return False
     tier = subscription.tier
-    ends_because = None
+    ends_because: EndReason | None = None
     if subscription.cancelled_at is not None:
         ends_because = EndReason.CANCELLED
     elif not user.is_active:
@@ -219,21 +219,21 @@ def _cancel(subscription: TierSubscription, now: datetime) -> TierSubscription |
 
 def _end(subscription: TierSubscription, reason: str, now: datetime, *, account: Any | None = None) -> None:
     """End a subscription; with the owner's account, locked, credit what is unused of the month."""
-    if account is not None:
-        subscription.refunded = _unused(subscription, now)
-    if subscription.refunded > ZERO:
+    refund = ZERO if account is None else _unused(subscription, now)
+    if account is not None and refund > ZERO:
         credit(
             account=account,
             counterparty=SystemAccount.REVENUE,
-            amount=subscription.refunded,
+            amount=refund,
             kind=TransferKind.REFUND,
             source=subscription.source,
             description=_("Unused part of tier %(name)s") % {"name": subscription.tier.name},
         )
+    subscription.refunded = refund
     subscription.ended_at = now
     subscription.end_reason = reason
     subscription.save(update_fields=["refunded", "ended_at", "end_reason"])
-    _tell("tier.ended", subscription, reason=reason, refunded=str(subscription.refunded))
+    _tell("tier.ended", subscription, reason=reason, refunded=str(refund))
 
 
 def _unused(subscription: TierSubscription, at: datetime) -> Decimal:

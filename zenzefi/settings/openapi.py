@@ -26,8 +26,8 @@ processed 409. A refused request is not remembered.
 
 **Rate limits** are exact sliding windows: `auth` 5 an hour for each address (register, login, password reset), `api`
 100 a minute for each user, `proxy` 1000 a minute for each access token, unless the installation or the account's tier
-sets others. Answers carry `RateLimit-Policy` and `RateLimit`; a refusal is 429 with `Retry-After` in seconds. While a neighbour of ours is
-down, answers are 503 with `Retry-After`, nothing has changed, and the request may be repeated.
+sets others. Answers carry `RateLimit-Policy` and `RateLimit`; a refusal is 429 with `Retry-After` in seconds. While a
+neighbour of ours is down, answers are 503 with `Retry-After`, nothing has changed, and the request may be repeated.
 """
 
 TAGS = [
