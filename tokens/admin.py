@@ -329,4 +329,5 @@ class TierSubscriptionAdmin(ReadOnlyAdmin):
             return HttpResponseRedirect(request.get_full_path())
 
     def save_model(self, request: HttpRequest, obj: TierSubscription, form: Any, change: bool) -> None:
-        services.grant_tier(user=obj.user, tier=obj.tier_id, reason=obj.reason, actor=request.user)
+        stored = services.grant_tier(user=obj.user, tier=obj.tier_id, reason=obj.reason, actor=request.user)
+        obj.pk, obj.started_at = stored.pk, stored.started_at

@@ -90,25 +90,26 @@ def choose_tier(*, user: Any, tier: str) -> ChosenTier:
 
 
 @in_transaction
-def grant_tier(*, user: Any, tier: str, reason: str, actor: Any) -> TierSubscription | None:
+def grant_tier(*, user: Any, tier: str, reason: str, actor: Any) -> TierSubscription:
     """Give a user a tier without charge and without end, as staff; the free one takes away what they have.
 
-    What is unused of a month that was paid is credited. Raises :class:`TierNotSold` for a tier that is not there,
-    :class:`TierUnchanged`, :class:`~wallet.exceptions.BalanceLimitExceeded`.
+    What is unused of a month that was paid is credited. Returns what was given, or what was taken away.
+
+    Raises :class:`TierNotSold` for a tier that is not there, :class:`TierUnchanged`, :class:`~wallet.exceptions.BalanceLimitExceeded`.
     """
     [account] = lock_accounts_of(user)
     current = _lock_current(user)
     given = accounts_selectors.tier_by_slug(tier)
     if given is None:
         raise TierNotSold
-    if given.slug == FREE_TIER and current is None:
-        raise TierUnchanged
     now = clock.now()
     if current is not None:
         _end(current, EndReason.SET_BY_STAFF, now, account=account)
     set_tier(user_id=user.pk, tier=given.slug, reason=reason, actor=actor)
     if given.slug == FREE_TIER:
-        return None
+        if current is None:
+            raise TierUnchanged
+        return current
     granted = TierSubscription.objects.create(
         user=user, tier=given, price=ZERO, started_at=now, period_start=now, granted_by=actor, reason=reason
     )
