@@ -95,7 +95,8 @@ def grant_tier(*, user: Any, tier: str, reason: str, actor: Any) -> TierSubscrip
 
     What is unused of a month that was paid is credited. Returns what was given, or what was taken away.
 
-    Raises :class:`TierNotSold` for a tier that is not there, :class:`TierUnchanged`, :class:`~wallet.exceptions.BalanceLimitExceeded`.
+    Raises :class:`TierNotSold` for a tier that is not there, :class:`TierUnchanged`,
+    :class:`~wallet.exceptions.BalanceLimitExceeded`.
     """
     [account] = lock_accounts_of(user)
     current = _lock_current(user)
