@@ -63,8 +63,8 @@ def test_twenty_workers_buy_one_successor_in_each_of_twenty_rounds():
     bought = renewing_token(seconds_left=HOUR, balance="400.00")
     owner = bought.token.owner
     for number in range(20):
-        token = bought.token
-        outcomes = run_at_once(WORKERS, lambda _, token=token: renew_token(token_id=token.id))
+        token = AccessToken.objects.get(pk=bought.token.pk)
+        outcomes = run_at_once(WORKERS, lambda _: renew_token(token_id=bought.token.id))
         assert Counter(type(outcome) for outcome in outcomes) == {AccessToken: 1, type(None): WORKERS - 1}
         assert balance_of(owner).balance == Decimal("400.00") - 18 * (number + 1)
         # The round's successor is the next round's token.
