@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -25,6 +26,7 @@ ANSWERS = {
     "token_missing": Answer(401, gettext_noop("An access token is needed in the header X-Access-Token.")),
     "token_invalid": Answer(401, gettext_noop("The access token is not known.")),
     "token_revoked": Answer(401, gettext_noop("The access token is revoked.")),
+    "token_held": Answer(401, gettext_noop("The access token is offered as a gift.")),
     "token_expired": Answer(401, gettext_noop("The access token has expired.")),
     "owner_disabled": Answer(401, gettext_noop("The account of this access token is disabled.")),
     "device_missing": Answer(403, gettext_noop("The device must be named in the header X-Device-ID.")),
@@ -39,6 +41,10 @@ ANSWERS = {
     "upstream_invalid": Answer(502, gettext_noop("The Zenzefi server sent an invalid answer.")),
     "upstream_refused": Answer(502, gettext_noop("The Zenzefi server refused the WebSocket.")),
     "upstream_timeout": Answer(504, gettext_noop("The Zenzefi server did not answer in time.")),
+    "upstream_unavailable": Answer(
+        503, gettext_noop("No Zenzefi server is available at the moment. Please try again.")
+    ),
+    "upstream_busy": Answer(503, gettext_noop("The Zenzefi server is busy. Please try again.")),
     "upstream_missing": Answer(503, gettext_noop("No Zenzefi server is configured.")),
     "service_unavailable": Answer(503, gettext_noop("The service is temporarily unavailable. Please try again.")),
     "shutting_down": Answer(503, gettext_noop("The service is restarting. Please try again.")),
@@ -68,8 +74,10 @@ def _body_start(code: str, language: str) -> bytes:
     return json.dumps({"detail": text, "code": code}, ensure_ascii=False).encode()[:-1]
 
 
-def build(code: str, request_id: bytes, accept_language: bytes) -> tuple[int, list[Header], bytes]:
-    """Return status, headers and body of one of our own answers."""
+def build(
+    code: str, request_id: bytes, accept_language: bytes, extra: Sequence[Header] = ()
+) -> tuple[int, list[Header], bytes]:
+    """Return status, headers and body of one of our own answers, with the refusal's own headers."""
     language = language_of(accept_language[:256])
     body = b'%b, "request_id": "%b"}' % (_body_start(code, language), request_id)
     status = ANSWERS[code].status
@@ -85,6 +93,7 @@ def build(code: str, request_id: bytes, accept_language: bytes) -> tuple[int, li
     if status == 401:
         # RFC 9110 §15.5.2 demands a challenge.
         headers.append((b"www-authenticate", b'X-Access-Token realm="zenzefi"'))
-    elif status == 503:
+    elif status == 503 and not any(name == b"retry-after" for name, _ in extra):
         headers.append((b"retry-after", RETRY_AFTER))
+    headers.extend(extra)
     return status, headers, body

@@ -12,7 +12,7 @@ from django.db.models import Q, QuerySet
 
 from tokens import secrets
 from tokens.exceptions import TokenNotFound
-from tokens.models import AccessToken, RenewalDefault, RotatedDigest, Scope, TierSubscription, TokenPrice
+from tokens.models import AccessToken, Gift, RenewalDefault, RotatedDigest, Scope, TierSubscription, TokenPrice
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ class Credential:
     activated_at: datetime | None
     expires_at: datetime | None
     revoked: bool
+    #: Offered as a gift: refused until that is claimed or cancelled.
+    held: bool
     owner_active: bool
     owner_is_superuser: bool
     #: The device that used it last, and when, as far as that was written.
@@ -58,6 +60,7 @@ def credential_by_digest(digest: str) -> Credential | None:
             "activated_at",
             "expires_at",
             "revoked_at",
+            "held_at",
             "owner__is_active",
             "owner__is_superuser",
             "device_id",
@@ -73,8 +76,8 @@ def credential_by_digest(digest: str) -> Credential | None:
     )
     if row is None:
         return None
-    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser = row[:9]
-    device_id, seen_at, next_id, next_scope, next_hours, next_start, next_end, next_revoked_at = row[9:]
+    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, held_at, active, superuser = row[:10]
+    device_id, seen_at, next_id, next_scope, next_hours, next_start, next_end, next_revoked_at = row[10:]
     successor = None
     if next_id is not None and next_revoked_at is None:
         assert next_start is not None and next_end is not None
@@ -87,6 +90,7 @@ def credential_by_digest(digest: str) -> Credential | None:
         activated_at=activated_at,
         expires_at=expires_at,
         revoked=revoked_at is not None,
+        held=held_at is not None,
         owner_active=active,
         owner_is_superuser=superuser,
         device_id=device_id,
@@ -137,7 +141,7 @@ def changed_since(moment: datetime) -> list[ChangedCredential]:
 def tokens_of(user: Any, *, active_only: bool = False) -> QuerySet[AccessToken]:
     """Return a user's tokens, newest first."""
     tokens = AccessToken.objects.owned_by(user).select_related("successor")
-    return tokens.usable() if active_only else tokens
+    return tokens.unspent() if active_only else tokens
 
 
 def check_token(secret: str) -> AccessToken | None:
@@ -193,6 +197,15 @@ def current_subscription(user: Any) -> TierSubscription | None:
     return TierSubscription.objects.current().filter(user=user).first()
 
 
+def tokens_like(text: str, *, limit: int) -> list[AccessToken]:
+    """Return the tokens that staff mean by an id, a hint (``znz_…last4``) or its last four characters, newest first."""
+    try:
+        meant = Q(pk=uuid.UUID(text))
+    except ValueError:
+        meant = Q(last_four=text.removeprefix(secrets.PREFIX).lstrip(".…"))
+    return list(AccessToken.objects.filter(meant).select_related("owner").order_by("-created_at")[:limit])
+
+
 def prices_for_sale() -> QuerySet[TokenPrice]:
     """Return what is sold today with its ``current_price``, shortest duration first."""
     return TokenPrice.objects.filter(is_active=True).priced_at()
@@ -214,6 +227,11 @@ def token_of(user: Any, token_id: uuid.UUID) -> AccessToken:
     if token is None:
         raise TokenNotFound
     return token
+
+
+def gifts_of(user: Any) -> QuerySet[Gift]:
+    """Return the gifts that a user made or claimed with all they show, newest first."""
+    return Gift.objects.of(user).select_related("token", "giver", "claimed_by")
 
 
 def share_device(one: Any, other: Any, since: datetime) -> bool:

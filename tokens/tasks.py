@@ -11,6 +11,7 @@ SCHEDULE = {
     "tokens-renew": {"task": "tokens.tasks.renew_tokens", "schedule": 60.0, "options": {"expires": 60}},
     "tokens-take-over": {"task": "tokens.tasks.take_over", "schedule": 30.0, "options": {"expires": 30}},
     "tokens-renew-tiers": {"task": "tokens.tasks.renew_tiers", "schedule": 60.0, "options": {"expires": 60}},
+    "tokens-return-gifts": {"task": "tokens.tasks.return_expired_gifts", "schedule": 30.0},
 }
 
 _BATCH = 500
@@ -50,3 +51,12 @@ def renew_tiers() -> int:
     while claimed := services.claim_due_subscriptions():
         renewed += sum(services.renew_subscription(subscription_id=one) for one in claimed)
     return renewed
+
+
+@shared_task
+def return_expired_gifts() -> int:
+    """Hand every token back whose gift nobody claimed in time; safe to run twice, also at once."""
+    total = 0
+    while returned := services.return_expired_gifts(limit=_BATCH):
+        total += returned
+    return total

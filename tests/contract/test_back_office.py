@@ -25,7 +25,7 @@ from tests.api import Api
 from tests.factories import StaffFactory, SuperuserFactory
 from tests.money import activate_so_that, staff_client, user_with
 from tokens.models import Scope, TokenPrice
-from tokens.services import purchase_token
+from tokens.services import offer_gift, purchase_token
 from zenzefi.lib import clock
 
 pytestmark = pytest.mark.django_db
@@ -85,14 +85,21 @@ def fill(count: int) -> None:
     """Make at least ``count`` rows of everything that staff look at."""
     session = apps.get_model("proxy", "Session")
     rule = apps.get_model("proxy", "ScopeRule")
+    target = apps.get_model("proxy", "UpstreamTarget")
+    version = apps.get_model("proxy", "ScopeVersion")
+    outage = apps.get_model("proxy", "UpstreamOutage")
     for _ in range(count):
         user = user_with("100.00")
         Api(user)
+        offer_gift(token_id=purchase_token(owner=user, duration_hours=24).token.pk, giver=user)
         token = purchase_token(owner=user, duration_hours=24).token
         activate_so_that(token, seconds_left=3600)
         mark = uuid.uuid4().hex[:8]
         scope = Scope.objects.create(slug=f"scope-{mark}", description="Certificates")
         rule.objects.create(scope=scope, pattern=f"certificates/{mark}")
+        version.objects.create(scope=scope, number=1, rules=[], reason="Certificates", created_by=user)
+        target.objects.create(name=f"server-{mark}", url=f"https://{mark}.invalid").scopes.add(scope)
+        outage.objects.create(targets=[mark], ended_at=clock.now())
         TokenPrice.objects.create(duration_hours=1000 + TokenPrice.objects.count(), price="7.00")
         bundle = Bundle.objects.order_by("pk").first()
         assert bundle is not None

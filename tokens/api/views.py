@@ -15,6 +15,7 @@ from rest_framework.views import APIView
 
 from accounts import selectors as accounts_selectors
 from tokens import selectors, services
+from tokens.api.caching import uncached
 from tokens.api.serializers import (
     ActiveOnlySerializer,
     CheckResultSerializer,
@@ -41,6 +42,7 @@ from tokens.exceptions import (
     TierUnchanged,
     TokenAlreadyRevoked,
     TokenExpired,
+    TokenHeld,
     TokenJustRenewed,
     TokenNotFound,
     TokenNotStarted,
@@ -49,12 +51,6 @@ from wallet.exceptions import BalanceLimitExceeded, InsufficientBalance
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
 from zenzefi.lib.parsers import expect_no_fields
 from zenzefi.lib.schema import error_responses
-
-
-def _uncached(response: Response) -> Response:
-    """Keep an answer that holds a secret out of every cache on its way (RFC 9111 §5.2.2.5)."""
-    response["Cache-Control"] = "no-store"
-    return response
 
 
 class PricesView(GenericAPIView[Any]):
@@ -93,7 +89,7 @@ class PurchaseView(APIView):
             context = {"secret": bought.secret, "balance": bought.balance}
             return 201, PurchaseResultSerializer(bought.token, context=context).data
 
-        return _uncached(run_idempotently(request, flow))
+        return uncached(run_idempotently(request, flow))
 
 
 class MyTokensView(GenericAPIView[Any]):
@@ -132,7 +128,7 @@ class TokenView(APIView):
         request=TokenChangeSerializer,
         responses={
             200: TokenSerializer,
-            **error_responses(400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired),
+            **error_responses(400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld),
         },
     )
     def patch(self, request: Request, token_id: uuid.UUID) -> Response:
@@ -143,9 +139,10 @@ class TokenView(APIView):
 
     @extend_schema(
         summary="Revoke a token",
-        description="Pays back what its unused time cost; a token that was never used, all that was paid. A successor "
-        "that was bought for it is revoked with it, and refund_amount holds what both pay back. Revoking a successor "
-        "before its time pays back all of it and leaves the token that it renews to its end.",
+        description="Pays back what its unused time cost; a token that was never used, all that was paid. For a token "
+        "that was a gift that goes to whoever paid for it. A successor that was bought for the token is revoked with "
+        "it, and refund_amount holds what both pay back. Revoking a successor before its time pays back all of it and "
+        "leaves the token that it renews to its end.",
         tags=["Tokens"],
         responses={
             200: RevocationSerializer,
@@ -157,6 +154,7 @@ class TokenView(APIView):
                 TokenNotFound,
                 TokenAlreadyRevoked,
                 TokenExpired,
+                TokenHeld,
                 TokenJustRenewed,
                 BalanceLimitExceeded,
             ),
@@ -169,7 +167,7 @@ class TokenView(APIView):
         )
         answer = {
             "revoked": True,
-            "refund_amount": revocation.refund_amount,
+            "refund_amount": revocation.received,
             "new_balance": revocation.balance,
             "message": _("The token was revoked."),
         }
@@ -194,6 +192,7 @@ class RotateView(APIView):
                 TokenNotFound,
                 TokenAlreadyRevoked,
                 TokenExpired,
+                TokenHeld,
                 TokenNotStarted,
                 *IDEMPOTENCY_REFUSALS,
             ),
@@ -206,7 +205,7 @@ class RotateView(APIView):
             rotated = services.rotate_token(token_id=token_id, owner=request.user)
             return 200, TokenWithSecretSerializer(rotated.token, context={"secret": rotated.secret}).data
 
-        return _uncached(run_idempotently(request, flow))
+        return uncached(run_idempotently(request, flow))
 
 
 class ReleaseDeviceView(APIView):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from django.db import transaction
@@ -11,7 +12,7 @@ from django.db.models import Q, Subquery
 
 from notifications.services import record
 from tokens import secrets
-from tokens.exceptions import TokenAlreadyRevoked, TokenExpired, TokenNotFound
+from tokens.exceptions import TokenAlreadyRevoked, TokenExpired, TokenHeld, TokenNotFound
 from tokens.models import AccessToken
 from tokens.signals import credentials_changed
 from zenzefi.lib import clock
@@ -77,13 +78,18 @@ def take_over(token: AccessToken, predecessor: AccessToken) -> None:
     tell_after_commit([(token.id, digest)], revoked=False)
 
 
-def demand_usable(token: AccessToken) -> None:
-    """Raise :class:`TokenAlreadyRevoked` or :class:`TokenExpired` for a token that lets nobody in any more."""
-    status = token.status()
+def demand_usable(token: AccessToken, at: datetime | None = None) -> None:
+    """Refuse a token that lets nobody in.
+
+    Raises :class:`TokenAlreadyRevoked`, :class:`TokenExpired`, :class:`TokenHeld`.
+    """
+    status = token.status(at)
     if status is AccessToken.Status.REVOKED:
         raise TokenAlreadyRevoked
     if status is AccessToken.Status.EXPIRED:
         raise TokenExpired
+    if status is AccessToken.Status.GIFTED:
+        raise TokenHeld
 
 
 def tell_after_commit(credentials: Iterable[tuple[uuid.UUID, str]], *, revoked: bool) -> None:

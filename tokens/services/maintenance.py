@@ -10,7 +10,7 @@ from django.db import transaction
 
 from notifications.services import record
 from tokens import secrets
-from tokens.exceptions import TokenNotStarted
+from tokens.exceptions import TokenHeld, TokenNotStarted
 from tokens.models import AccessToken, RotatedDigest
 from tokens.services.access import demand_usable, lock_token, tell_after_commit
 from tokens.services.renewal import set_auto_renew
@@ -37,26 +37,35 @@ def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
     A successor that waits for the token's end takes the new secret over.
 
     Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`~tokens.exceptions.TokenAlreadyRevoked`,
-    :class:`~tokens.exceptions.TokenExpired`, and :class:`~tokens.exceptions.TokenNotStarted` for a successor that
-    has no secret yet.
+    :class:`~tokens.exceptions.TokenExpired`, :class:`~tokens.exceptions.TokenHeld`, and
+    :class:`~tokens.exceptions.TokenNotStarted` for a successor that has no secret yet.
     """
     token = lock_token(token_id, owner=owner)
     demand_usable(token)
-    now = clock.now()
-    if token.status(now) is AccessToken.Status.SCHEDULED:
+    if token.status() is AccessToken.Status.SCHEDULED:
         raise TokenNotStarted
+    secret = replace_secret(token)
+    token.save(update_fields=["digest", "last_four", "changed_at"])
+    if token.renewed_at is not None:
+        AccessToken.objects.filter(predecessor=token).update(last_four=token.last_four)
+    record("token.rotated", owner, {"token_id": str(token.id)})
+    return RotatedToken(token=token, secret=secret)
+
+
+def replace_secret(token: AccessToken) -> str:
+    """Give a locked token a new secret and return it; the caller saves digest, last four and moment of change.
+
+    The old secret is refused from the commit on.
+    """
+    now = clock.now()
     replaced = token.digest
     RotatedDigest.objects.create(digest=replaced, token=token, rotated_at=now)
     secret = secrets.generate()
     token.digest = secrets.digest(secret)
     token.last_four = secret[-4:]
     token.changed_at = now
-    token.save(update_fields=["digest", "last_four", "changed_at"])
-    if token.renewed_at is not None:
-        AccessToken.objects.filter(predecessor=token).update(last_four=token.last_four)
-    record("token.rotated", owner, {"token_id": str(token.id)})
     tell_after_commit([(token.id, replaced)], revoked=False)
-    return RotatedToken(token=token, secret=secret)
+    return secret
 
 
 @in_transaction
@@ -76,11 +85,14 @@ def update_token(
 ) -> AccessToken:
     """Change what the owner may edit; what is not given stays.
 
-    Raises :class:`~tokens.exceptions.TokenNotFound`, and what :func:`~tokens.services.renewal.set_auto_renew` raises.
+    Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`TokenHeld`, and what
+    :func:`~tokens.services.renewal.set_auto_renew` raises.
     """
     if auto_renew is not None:
         set_auto_renew(token_id=token_id, owner=owner, enabled=auto_renew)
     token = lock_token(token_id, owner=owner)
+    if token.held_at is not None:
+        raise TokenHeld
     if label is not None:
         token.label = label
     token.save(update_fields=["label"])

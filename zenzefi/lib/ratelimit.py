@@ -82,11 +82,13 @@ def enforce(
     subject: str,
     *,
     fail_open: bool = False,
+    announce: bool = True,
     policy: RatePolicy | None = None,
 ) -> None:
     """Count the request, remember the outcome for its answer's headers, and refuse when over the limit.
 
-    ``policy`` takes the place of the one in ``RATE_LIMITS``.
+    ``policy`` takes the place of the one in ``RATE_LIMITS``. Without ``announce`` the headers go on telling of the
+    limit that was asked before, unless this one refuses.
 
     Raises :class:`RateLimited`, or :class:`ServiceUnavailable` when Redis is away and the class fails closed.
     """
@@ -98,7 +100,8 @@ def enforce(
         if fail_open:
             return
         raise ServiceUnavailable from None
-    request.rate_limit = decision  # type: ignore[attr-defined]
+    if announce or not decision.allowed:
+        request.rate_limit = decision  # type: ignore[attr-defined]
     if not decision.allowed:
         raise RateLimited(headers=decision.headers())
 

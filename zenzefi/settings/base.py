@@ -225,6 +225,7 @@ RATE_LIMITS = {
     "auth": env.rate("RATE_LIMIT_AUTH", "5/3600"),
     "api": env.rate("RATE_LIMIT_API", "100/60"),
     "proxy": env.rate("RATE_LIMIT_PROXY", "1000/60"),
+    "gift_claim": env.rate("RATE_LIMIT_GIFT_CLAIM", "10/3600"),
 }
 JSON_BODY_MAX_BYTES = env.integer("JSON_BODY_MAX_BYTES", 1_048_576, minimum=1024)
 DATA_UPLOAD_MAX_MEMORY_SIZE = JSON_BODY_MAX_BYTES
@@ -237,6 +238,14 @@ REFERRAL_FRAUD_WINDOW_DAYS = env.integer("REFERRAL_FRAUD_WINDOW_DAYS", 30, minim
 # --- Renewals
 # ZNC that an account's tokens may spend on renewing themselves in a day of UTC, unless the account sets its own.
 RENEWAL_DAILY_CAP = env.amount("RENEWAL_DAILY_CAP")
+
+# --- Gifts
+# Days in which a gift can be claimed.
+GIFT_VALID_DAYS = env.integer("GIFT_VALID_DAYS", 14, minimum=1, maximum=3650)
+# Gifts that one user may make within 24 hours.
+GIFTS_PER_DAY = env.integer("GIFTS_PER_DAY", 10, minimum=1, maximum=10_000)
+# Gifts of tokens that last longer wait for staff.
+GIFT_APPROVAL_ABOVE_HOURS = env.integer("GIFT_APPROVAL_ABOVE_HOURS", 24, maximum=1_000_000)
 
 # --- Payments
 _PROVIDER_SECRETS = {
@@ -289,6 +298,15 @@ GATEWAY = {
     "negative_cache_seconds": env.integer("GATEWAY_NEGATIVE_CACHE_SECONDS", 10, minimum=1),
     # Requests a second that one process may validate in PostgreSQL while Redis is down.
     "fallback_rate": env.integer("GATEWAY_FALLBACK_RATE", 50, minimum=1),
+    # Failures in a row after which a server gets no requests, for how many seconds at first and at most.
+    "eject_after": env.integer("GATEWAY_EJECT_AFTER", 5, minimum=1),
+    "eject_seconds": env.seconds("GATEWAY_EJECT_SECONDS", "1"),
+    "eject_max_seconds": env.seconds("GATEWAY_EJECT_MAX_SECONDS", "15"),
+    # Seconds between two probes of a server and for each; results in a row that turn the verdict.
+    "probe_interval": env.seconds("GATEWAY_PROBE_INTERVAL", "5", minimum="0.1"),
+    "probe_timeout": env.seconds("GATEWAY_PROBE_TIMEOUT", "2"),
+    "probe_rise": env.integer("GATEWAY_PROBE_RISE", 2, minimum=1),
+    "probe_fall": env.integer("GATEWAY_PROBE_FALL", 3, minimum=1),
     "shutdown_grace": env.seconds("GATEWAY_SHUTDOWN_GRACE", "10"),
     # A line per proxied request in the log. At thousands a second it costs more than the relaying.
     "access_log": env.boolean("GATEWAY_ACCESS_LOG", False),
@@ -395,6 +413,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "HealthEnum": ["healthy", "degraded", "unhealthy"],
         "TokenStatusEnum": "tokens.models.AccessToken.Status",
+        "GiftStatusEnum": "tokens.models.Gift.Status",
         "PaymentStatusEnum": "wallet.models.Payment.Status",
     },
 }
@@ -455,6 +474,8 @@ LOGGING: dict[str, Any] = {
         # A 4xx is the caller's affair and is in the access log; Django would warn for each.
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
+        # runserver's own handler would write paths as they are, with the codes of gifts in them.
+        "django.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         # One line a task, twice, and one a probe: said only when something is wrong.
         "celery.beat": {"level": "WARNING"},
         "celery.worker.strategy": {"level": "WARNING"},

@@ -11,7 +11,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0005_user_tier"),
-        ("tokens", "0004_price_changes"),
+        ("tokens", "0005_gifts"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
