@@ -336,7 +336,7 @@ class AccessToken(models.Model):
 
     @property
     def is_usable(self) -> bool:
-        return self.status() not in {self.Status.EXPIRED, self.Status.REVOKED}
+        return self.status() in {self.Status.SCHEDULED, self.Status.READY, self.Status.ACTIVE}
 
     @property
     def renewed_by_id(self) -> uuid.UUID | None:

@@ -19,6 +19,7 @@ from tokens import secrets, tasks
 from tokens.exceptions import (
     TokenAlreadyRevoked,
     TokenExpired,
+    TokenHeld,
     TokenJustRenewed,
     TokenNotFound,
     TokenNotStarted,
@@ -27,6 +28,8 @@ from tokens.models import AccessToken, PriceChange, RenewalDefault, Scope, Token
 from tokens.selectors import changed_since, check_token, credential_by_digest
 from tokens.services import (
     claim_due_renewals,
+    claim_gift,
+    offer_gift,
     purchase_token,
     record_device_use,
     record_expiries,
@@ -715,3 +718,32 @@ def test_a_successor_that_begins_too_early_is_drift():
     assert drifts() == []
     AccessToken.objects.filter(predecessor=token).update(activated_at=clock.now())
     assert drifts() == ["a successor goes on where its predecessor ends, for the same owner"]
+
+
+# --- gifts
+
+
+def test_who_claims_a_gift_pays_for_no_renewal_that_the_giver_wanted():
+    token = token_of_new_user().token
+    set_auto_renew(token_id=token.id, owner=token.owner, enabled=True)
+    offered = offer_gift(token_id=token.id, giver=token.owner)
+    with pytest.raises(TokenHeld):
+        set_auto_renew(token_id=token.id, owner=token.owner, enabled=True)
+    claimed = claim_gift(code=offered.code, claimer=user_with()).token
+    assert claimed.auto_renew is False
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_gift_that_was_renewed_refunds_each_token_to_whoever_paid_for_it():
+    token = token_of_new_user().token
+    giver, claimer = token.owner, user_with("18.00")
+    offered = offer_gift(token_id=token.id, giver=giver)
+    claim_gift(code=offered.code, claimer=claimer)
+    set_auto_renew(token_id=token.id, owner=claimer, enabled=True)
+    activate_so_that(token, seconds_left=2 * HOUR)
+    assert renew_token(token_id=token.id) is not None
+    before = balance(giver)
+    outcome = revoke_token(token_id=token.id, actor=claimer, owner=claimer, refund=True)
+    assert (outcome.refund_amount, outcome.received) == (Decimal("19.49"), Decimal("18.00"))
+    assert (balance(giver) - before, balance(claimer)) == (Decimal("1.49"), Decimal("18.00"))
+    assert drifts() == []
