@@ -27,7 +27,7 @@ from django.conf import settings
 from proxy import answers, keys, metering, selectors, upstream
 from proxy.cors import Cors
 from proxy.database import Database, DatabaseAway
-from proxy.exceptions import MalformedRequest, Refused
+from proxy.exceptions import MalformedAnswer, MalformedRequest, Refused
 from proxy.headers import (
     Forwarding,
     Incoming,
@@ -548,6 +548,12 @@ class _Relay:
         if not gateway.upstream.targets:
             raise Refused("upstream_missing")
         message, payload = await self._reach_upstream()
+        cors = gateway.cors.headers(self.found.origin) if self.found.origin else ()
+        try:
+            answer = read_answer(message.raw_headers, gateway._rewriter, drop_cors=bool(cors))
+        except MalformedAnswer as exc:
+            logger.warning("The upstream sent an invalid answer: %s", exc)
+            raise Refused("upstream_invalid") from None
         self.first_byte = exchange.progress = monotonic()
         exchange.phase = STREAMING
         exchange.reached = True
@@ -560,8 +566,6 @@ class _Relay:
             exchange.expires = decision.expires
 
         status: int = message.code
-        cors = gateway.cors.headers(self.found.origin) if self.found.origin else ()
-        answer = read_answer(message.raw_headers, gateway._rewriter, drop_cors=bool(cors))
         exchange.is_event_stream = answer.is_event_stream
         without_body = self.method == "HEAD" or status in (204, 304)
         headers = self._framed(answer, status, chunked=message.chunked)
@@ -619,6 +623,10 @@ class _Relay:
             except upstream.UpstreamInvalid as exc:
                 logger.warning("Upstream %s sent an invalid answer: %s", target.url, exc)
                 raise Refused("upstream_invalid") from None
+            except upstream.UpstreamStale:
+                # Of those there are only as many as were kept.
+                upstream.abandon(connection)
+                self.connection = None
             except upstream.UpstreamBroke as exc:
                 upstream.abandon(connection)
                 self.connection = None
@@ -728,7 +736,7 @@ class _Relay:
         connection, self.connection = self.connection, None
         assert connection is not None
         if self.upload_done:
-            connection.release()
+            upstream.keep(connection)
         else:
             upstream.abandon(connection)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 from urllib.parse import urlsplit
 
 from django.conf import settings
 
 from accounts import selectors as accounts_selectors
-from proxy.exceptions import MalformedRequest
+from proxy.exceptions import MalformedAnswer, MalformedRequest
 from zenzefi.lib.network import is_trusted_peer, resolve_client_address
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -84,8 +85,15 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
-# Ours to say, nobody else's.
-_OURS_UPSTREAM = frozenset({b"x-user-id", b"x-token-id", b"x-real-ip", b"x-client-ip", b"true-client-ip"})
+# Ours to say, nobody else's: who asks, from where, and for which address.
+_OURS_UPSTREAM = frozenset(
+    {
+        *(b"x-user-id", b"x-token-id", b"x-remote-user", b"remote-user"),
+        *(b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cluster-client-ip", b"x-cluster-client-ip"),
+        *(b"x-proxyuser-ip", b"cf-connecting-ip", b"fastly-client-ip", b"x-remote-ip", b"x-remote-addr"),
+        *(b"x-forwarded", b"x-rewrite-url", b"x-http-host-override", b"x-host"),
+    }
+)
 _TOKEN_CHARS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _DEVICE_ID = re.compile(rb"[\x21-\x7e]{8,255}")
@@ -174,7 +182,7 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
             found.user_agent = value
             lines.append(b"user-agent: %b\r\n" % value)
         elif kind == _HOST:
-            found.host = value
+            found.host = value.strip(b" \t")
             found.hosts += 1
         elif kind == _TOKEN:
             found.token = value
@@ -189,12 +197,13 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
             found.connection = found.connection + b"," + value if found.connection else value
         elif kind == _LENGTH:
             found.lengths += 1
+            value = value.strip(b" \t")
             if not value.isdigit() or len(value) > 18:
                 raise MalformedRequest("Content-Length is not a number")
             found.length = int(value)
         elif kind == _CODING:
             found.codings += 1
-            if value.lower() != b"chunked":
+            if value.strip(b" \t").lower() != b"chunked":
                 raise MalformedRequest("Transfer-Encoding is not chunked")
             found.chunked = True
         elif kind == _EXPECT:
@@ -350,7 +359,7 @@ _DROPPED_ANSWER = _HOP_BY_HOP | {
     b"alt-svc",
 }
 _ANSWER_PASS, _ANSWER_DROP, _ANSWER_LENGTH, _ANSWER_ENCODING, _ANSWER_LOCATION, _ANSWER_COOKIE, _ANSWER_VIA = range(7)
-_ANSWER_CONNECTION, _ANSWER_TYPE, _ANSWER_CORS = 7, 8, 9
+_ANSWER_CONNECTION, _ANSWER_TYPE, _ANSWER_CORS, _ANSWER_CODING = 7, 8, 9, 10
 _ANSWER_SPECIAL = {
     b"content-length": _ANSWER_LENGTH,
     b"content-encoding": _ANSWER_ENCODING,
@@ -359,12 +368,18 @@ _ANSWER_SPECIAL = {
     b"set-cookie": _ANSWER_COOKIE,
     b"via": _ANSWER_VIA,
     b"connection": _ANSWER_CONNECTION,
+    b"transfer-encoding": _ANSWER_CODING,
     b"content-type": _ANSWER_TYPE,
     b"access-control-allow-origin": _ANSWER_CORS,
     b"access-control-allow-credentials": _ANSWER_CORS,
     b"access-control-expose-headers": _ANSWER_CORS,
 }
 _answer_kinds: dict[bytes, int] = {}
+_value_of = itemgetter(1)
+#: What a field's value may consist of (RFC 9110 §5.5).
+_PLAIN_BYTES = bytes(byte for byte in range(256) if byte >= 0x20 and byte != 0x7F) + b"\t"
+#: Bytes of the values of an answer's fields, together.
+ANSWER_MAX_BYTES = 256 * 1024
 
 
 def _classify_answer(name: bytes) -> int:
@@ -390,7 +405,16 @@ class Outgoing:
 
 
 def read_answer(raw: RawHeaders, rewriter: Rewriter, *, drop_cors: bool) -> Outgoing:
-    """Read an upstream answer's header section, keeping what the client may see, in its order."""
+    """Read an upstream answer's header section, keeping what the client may see, in its order.
+
+    Raises :class:`~proxy.exceptions.MalformedAnswer` for a section that cannot be handed on.
+    """
+    values = b"".join(map(_value_of, raw))
+    if values.translate(None, _PLAIN_BYTES):
+        raise MalformedAnswer("control character in a header")
+    if len(values) > ANSWER_MAX_BYTES:
+        raise MalformedAnswer("its header fields are too large")
+    coded = False
     out = Outgoing()
     headers = out.headers
     connection = b""
@@ -417,6 +441,11 @@ def read_answer(raw: RawHeaders, rewriter: Rewriter, *, drop_cors: bool) -> Outg
             via = via + b", " + value if via else value
         elif kind == _ANSWER_CONNECTION:
             connection += b"," + value
+        elif kind == _ANSWER_CODING:
+            # We ask for no coding, and what it does to the body could not be told to the client.
+            if coded or value.strip(b" \t").lower() != b"chunked":
+                raise MalformedAnswer("its transfer coding is not chunked")
+            coded = True
         elif kind == _ANSWER_CORS and not drop_cors:
             headers.append((name, value))
     if connection:

@@ -34,6 +34,8 @@ READ_BUFFER = 2**18
 #: Bytes of one header line of an answer, and lines.
 MAX_HEADER_BYTES = 65_536
 MAX_HEADER_LINES = 1000
+#: Interim answers (1xx) passed over before the one that counts. A server that sends more says nothing else.
+MAX_INTERIM = 100
 #: Seconds for which a server that refused a connection is asked last.
 REST_AFTER_FAILURE = 1.0
 
@@ -44,6 +46,10 @@ class UpstreamUnreachable(Exception):
 
 class UpstreamBroke(Exception):
     """The connection ended before an answer began."""
+
+
+class UpstreamStale(UpstreamBroke):
+    """A kept connection is of no use any more. Nothing of the request was sent."""
 
 
 class UpstreamInvalid(Exception):
@@ -156,11 +162,14 @@ def make_tls_context() -> ssl.SSLContext:
 def begin(connection: Connection, head: bytes, *, without_body: bool) -> ResponseHandler:
     """Send a request's head. ``without_body``: the answer has none whatever its headers say (HEAD).
 
-    Raises :class:`UpstreamBroke` when the pooled connection turns out to be closed.
+    Raises :class:`UpstreamStale` when the pooled connection turns out to be closed, or when the server has spoken on
+    it unasked: that would be taken for the answer.
     """
     protocol = connection.protocol
     if protocol is None or protocol.transport is None or protocol.transport.is_closing():
-        raise UpstreamBroke("closed while idle")
+        raise UpstreamStale("closed while idle")
+    if protocol.should_close:
+        raise UpstreamStale("spoke while idle")
     protocol.set_response_params(
         skip_payload=without_body,
         read_until_eof=True,
@@ -177,12 +186,14 @@ def begin(connection: Connection, head: bytes, *, without_body: bool) -> Respons
 async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, StreamReader]:
     """Return the final answer's head and its body. Raises :class:`UpstreamBroke`, :class:`UpstreamInvalid`."""
     try:
-        while True:
+        for _ in range(MAX_INTERIM + 1):
             message, payload = await protocol.read()
             if message.code >= 200:
                 break
             if message.code == 101:
                 raise UpstreamInvalid("switched protocols unasked")
+        else:
+            raise UpstreamInvalid("interim answers without end")
     except HttpProcessingError as exc:
         raise UpstreamInvalid(exc.message) from exc
     except (aiohttp.ClientError, OSError) as exc:
@@ -190,6 +201,14 @@ async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, Stre
     if message.code > 599:
         raise UpstreamInvalid(f"status {message.code}")
     return message, payload
+
+
+def keep(connection: Connection) -> None:
+    """Give a connection back whose answer is complete. What arrives on it from now on is an answer to nothing."""
+    if connection.protocol is not None:
+        # Without a parser it is kept as it came, where begin() sees it, however little it is.
+        connection.protocol._parser = None
+    connection.release()
 
 
 def abandon(connection: Connection) -> None:
