@@ -8,6 +8,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from zenzefi.runtime.strictness import handshake_fault, is_good_request_line
+
 #: Bytes of a request's head, its first line and its fields, that are waited for. Nothing else bounds them.
 HEAD_MAX_BYTES = 64 * 1024
 #: A head that arrives at once is parsed before it is counted, and each field costs time wherever it is looked at.
@@ -41,6 +43,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            # A trailer. It comes after the decision about the request and must not look like a part of its head.
+            return
         super().on_header(name, value)
         if len(self.headers) > FIELDS_MAX or len(name) + len(value) > HEAD_MAX_BYTES:
             self._refuse(431)
@@ -50,7 +55,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head_bytes = 0
+        if not is_good_request_line(self.url, self.parser.get_http_version(), self.headers):
+            self._refuse(400)
+            raise ValueError("a request line that is not acted on")
         super().on_headers_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        version = self.scope["http_version"]
+        if handshake_fault(self.scope["method"], version, self.headers):
+            self._refuse(400)
+            return
+        super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400)
