@@ -16,15 +16,16 @@ from typing import Any
 from urllib.parse import unquote
 
 import httptools
+from django.conf import settings
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from zenzefi.lib.streaming import BODY_FOLLOWS
 
 #: Bytes of a request's head, its first line and its fields, that are waited for. Nothing else bounds them.
 HEAD_MAX_BYTES = 64 * 1024
 #: A head that arrives at once is parsed before it is counted, and each field costs time wherever it is looked at.
 FIELDS_MAX = 200
-#: Seconds from a head's first byte, or from the connection's beginning, until the head must be whole.
-HEAD_SECONDS = 20.0
 
 #: Seconds in which what a refused client still sends is thrown away. Closing on unread bytes resets the connection,
 #: and the answer with it (RFC 9112 §9.6).
@@ -58,6 +59,33 @@ def _learn(name: bytes) -> bytes:
     return lower
 
 
+class Wakeup:
+    """What uvicorn needs of ``asyncio.Event``, for half the price while nobody waits."""
+
+    __slots__ = ("_is_set", "_loop", "_waiter")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._is_set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        self._is_set = True
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    async def wait(self) -> None:
+        while not self._is_set:
+            if self._waiter is None or self._waiter.done():
+                self._waiter = self._loop.create_future()
+            # Shared, so that one waiter's end is not the others'.
+            await asyncio.shield(self._waiter)
+
+
 class Cycle(RequestResponseCycle):
     """One request and its answer. uvicorn's own, but for how the answer is written."""
 
@@ -69,7 +97,7 @@ class Cycle(RequestResponseCycle):
     expected_content_length = 0
     #: The answer has neither length nor chunks: the connection's end is its end (RFC 9112 §6.3, for HTTP/1.0).
     _until_close = False
-    #: Waits for the first bytes of the body, at most until the event loop's next turn.
+    #: Waits for the first bytes of the body, which the application has announced.
     _head = b""
 
     def __init__(self, protocol: BoundedHttpProtocol, scope: dict[str, Any], keep_alive: bool) -> None:
@@ -78,8 +106,7 @@ class Cycle(RequestResponseCycle):
         self.transport = protocol.transport
         self.flow = protocol.flow
         self.logger = protocol.logger
-        self.loop = protocol.loop
-        self.message_event = asyncio.Event()
+        self.message_event = Wakeup(protocol.loop)  # type: ignore[assignment]
         self.on_response = protocol.on_response_complete
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = protocol.expect_100_continue
@@ -96,9 +123,9 @@ class Cycle(RequestResponseCycle):
         if self.response_started:
             self._send_body(message.get("body", b""), message.get("more_body", False))
         else:
-            self._send_head(message["status"], message.get("headers", ()))
+            self._send_head(message["status"], message.get("headers", ()), BODY_FOLLOWS in message)
 
-    def _send_head(self, status: int, headers: Any) -> None:
+    def _send_head(self, status: int, headers: Any, body_follows: bool) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
         lines = [STATUS_LINE[status]]
@@ -129,12 +156,9 @@ class Cycle(RequestResponseCycle):
         head = b"".join(lines)
         if head.translate(None, _PLAIN_BYTES) != b"\r\n" * count:
             raise RuntimeError("Invalid HTTP header value.")
-        self._head = head
-        self.loop.call_soon(self._flush_head)
-
-    def _flush_head(self) -> None:
-        head, self._head = self._head, b""
-        if head and not self.disconnected:
+        if body_follows:
+            self._head = head
+        else:
             self.transport.write(head)
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
@@ -151,13 +175,14 @@ class Cycle(RequestResponseCycle):
                 self.expected_content_length -= len(body)
                 if self.expected_content_length < 0:
                     raise RuntimeError("Response content longer than Content-Length")
-        if self._head and len(data) <= _JOIN_BYTES:
+        if self._head:
             head, self._head = self._head, b""
-            self.transport.write(head + data)
-        else:
-            self._flush_head()
-            if data:
-                self.transport.write(data)
+            if len(data) <= _JOIN_BYTES:
+                data = head + data
+            else:
+                self.transport.write(head)
+        if data:
+            self.transport.write(data)
         if not more_body:
             if self.expected_content_length != 0:
                 raise RuntimeError("Response content shorter than Content-Length")
@@ -170,7 +195,7 @@ class Cycle(RequestResponseCycle):
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """Refuses with 431 (RFC 6585 §5) a head above :data:`HEAD_MAX_BYTES` or :data:`FIELDS_MAX` fields, and with 408
-    one that takes longer than :data:`HEAD_SECONDS`.
+    one that takes longer than ``GATEWAY_HEAD_TIMEOUT``, counted from its first byte.
     """
 
     _head_bytes = 0
@@ -182,7 +207,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         #: When the connection fell idle, or the head began that is being read.
         self._since = self.loop.time()
-        self._watch = self.loop.call_later(HEAD_SECONDS / 4, self._look)
+        self._head_seconds: float = settings.GATEWAY["head_timeout"]
+        self._watch = self.loop.call_later(self._head_seconds / 4, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
@@ -202,13 +228,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
         A look now and then takes the place of a timer for every request.
         """
-        self._watch = self.loop.call_later(HEAD_SECONDS / 4, self._look)
+        self._watch = self.loop.call_later(self._head_seconds / 4, self._look)
         if self.cycle is None or self.cycle.response_complete:
             waited = self.loop.time() - self._since
             if self._head_bytes:
-                if waited > HEAD_SECONDS:
+                if waited > self._head_seconds:
                     self._refuse(408)
-            elif waited > (HEAD_SECONDS if self.cycle is None else self.timeout_keep_alive):
+            elif waited > (self._head_seconds if self.cycle is None else self.timeout_keep_alive):
                 self.transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -238,6 +264,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = self._head_bytes or 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            # A trailer: it comes after the decision on the request and must not look like a part of its head.
+            return
         name = name.lower()
         self.headers.append((name, value))
         if name == b"expect" and value.lower() == b"100-continue":
