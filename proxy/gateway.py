@@ -13,15 +13,14 @@ import gc
 import json
 import logging
 import math
-import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from random import getrandbits
 from time import monotonic, time
 from typing import Any
 
 import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
-from aiohttp.streams import StreamReader
 from django.conf import settings
 
 from proxy import answers, keys, metering, selectors, upstream
@@ -43,6 +42,7 @@ from proxy.metrics import Metrics
 from proxy.redis_link import RedisAway, RedisLink
 from proxy.scopes import ScopeTable
 from proxy.streams import BROKEN_OFF, CLIENT_GONE, IDLE, STREAMING, TICK, UPLOADING, WAITING, Exchange, Registry
+from proxy.upstream_protocol import UpstreamBroke, UpstreamInvalid, UpstreamProtocol, UpstreamStale
 from proxy.validation import (
     DEVICE_MALFORMED,
     DEVICE_MISSING,
@@ -57,6 +57,7 @@ from proxy.validation import (
 from proxy.websocket import relay_websocket
 from tokens import secrets
 from zenzefi.lib import health
+from zenzefi.lib.streaming import BODY_FOLLOWS
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Gateway:
         self.meter = Meter(self.link, self.database, self.registry)
         self.upstream = upstream.Upstream()
         self.metrics = Metrics(self)
+        self._body_max: int = conf["body_max_bytes"]
         self._forwarding = Forwarding()
         self._rewriter = Rewriter(settings.ZENZEFI_TARGET_URLS)
         self.cors = Cors(settings.CORS_ALLOWED_ORIGINS)
@@ -128,7 +130,7 @@ class Gateway:
         self._background: set[asyncio.Task[Any]] = set()
         logging.getLogger("uvicorn.error").addFilter(_expected_hangups)
         await asyncio.gather(self.link.start(), self._changes.start(), self._load_rules())
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._ticking(), name="gateway-tick"),
             loop.create_task(self._every_second(), name="gateway-second"),
@@ -312,7 +314,7 @@ class Gateway:
     def limit_headers(self, decision: Decision) -> tuple[tuple[bytes, bytes], ...]:
         if decision.remaining < 0:
             return ()
-        reset = max(1, math.ceil(decision.reset_ms / 1000))
+        reset = -(-decision.reset_ms // 1000) or 1
         return (self._policy_header, (b"ratelimit", b'"proxy";r=%d;t=%d' % (decision.remaining, reset)))
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -325,11 +327,15 @@ class Gateway:
         try:
             try:
                 found = read_request(scope["headers"], scope["http_version"])
-                request_id = found.request_id if is_request_id(found.request_id) else os.urandom(16).hex().encode()
+                request_id = found.request_id
+                if not request_id or not is_request_id(request_id):
+                    request_id = new_request_id()
                 below = self.below_prefix(scope)
             except MalformedRequest as exc:
                 logger.info("Malformed request: %s", exc)
                 raise Refused("bad_request", headers=((b"connection", b"close"),)) from None
+            if found.length is not None and found.length > self._body_max:
+                raise Refused("body_too_large")
             if method in REFUSED_METHODS:
                 raise Refused("method_not_allowed", headers=_RELAY_ALLOWS)
             if (
@@ -348,7 +354,7 @@ class Gateway:
             digest, decision = await self.admit(found, below)
         except Refused as refusal:
             code = refusal.code
-            await self.refuse(send, refusal, found, request_id or os.urandom(16).hex().encode(), method)
+            await self.refuse(send, refusal, found, request_id or new_request_id(), method)
             return
         except Exception:
             logger.exception("A request could not be decided on")
@@ -361,7 +367,8 @@ class Gateway:
                 if self._access_log is not None:
                     self._log(scope, code, None, started, request_id)
 
-        task = asyncio.current_task()
+        # Named, the loop need not be looked for, which costs a system call.
+        task = asyncio.current_task(self._loop)
         assert task is not None
         exchange = Exchange(digest, found.device, task, receive)
         exchange.token_id = decision.token_id
@@ -547,17 +554,16 @@ class _Relay:
         gateway = self.gateway
         if not gateway.upstream.targets:
             raise Refused("upstream_missing")
-        message, payload = await self._reach_upstream()
+        protocol = await self._reach_upstream()
         cors = gateway.cors.headers(self.found.origin) if self.found.origin else ()
         try:
-            answer = read_answer(message.raw_headers, gateway._rewriter, drop_cors=bool(cors))
+            answer = read_answer(protocol.headers, gateway._rewriter, drop_cors=bool(cors))
         except MalformedAnswer as exc:
             logger.warning("The upstream sent an invalid answer: %s", exc)
             raise Refused("upstream_invalid") from None
         self.first_byte = exchange.progress = monotonic()
         exchange.phase = STREAMING
         exchange.reached = True
-        exchange.payload = payload
 
         decision = self.decision
         if not decision.activated:
@@ -565,10 +571,10 @@ class _Relay:
                 raise Refused("token_revoked")
             exchange.expires = decision.expires
 
-        status: int = message.code
+        status = protocol.status
         exchange.is_event_stream = answer.is_event_stream
         without_body = self.method == "HEAD" or status in (204, 304)
-        headers = self._framed(answer, status, chunked=message.chunked)
+        headers = self._framed(answer, status)
         headers.append((b"x-request-id", self.request_id))
         if decision.remaining >= 0:
             headers.extend(gateway.limit_headers(decision))
@@ -578,29 +584,34 @@ class _Relay:
 
         send = self.send
         self.head_sent = True
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        chunk = b"" if without_body else protocol.read_body_nowait()
+        start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
+        # Our server writes the head together with a body that is there already.
+        if without_body or chunk or protocol.at_eof:
+            start[BODY_FOLLOWS] = True
+        await send(start)
         if without_body:
             exchange.finishing = True
             await send(_EMPTY_END)
         else:
-            await self._stream(payload)
+            await self._stream(protocol, chunk)
         self._release()
         return f"{status // 100}xx"
 
-    def _framed(self, answer: Outgoing, status: int, *, chunked: bool) -> list[tuple[bytes, bytes]]:
+    def _framed(self, answer: Outgoing, status: int) -> list[tuple[bytes, bytes]]:
         """Return the headers with the length where there is one to keep.
 
         A body with a Content-Encoding goes out chunked: deployed clients decode it and cut the result at the
         encoded length otherwise.
         """
         length = answer.length
-        known = length is not None and length.isdigit() and not chunked and status not in (204, 304)
+        known = length is not None and length.isdigit() and not answer.chunked and status not in (204, 304)
         if known and (self.method == "HEAD" or not answer.encoded):
             answer.headers.append((b"content-length", length or b""))
         return answer.headers
 
-    async def _reach_upstream(self) -> tuple[Any, StreamReader]:
-        """Connect, send, and return the answer's head and body. Raises :class:`Refused`."""
+    async def _reach_upstream(self) -> UpstreamProtocol:
+        """Connect, send, and return the connection once the answer's head has come. Raises :class:`Refused`."""
         pool = self.gateway.upstream
         retries = 1 if self.upload_done and self.method in IDEMPOTENT else 0
         while True:
@@ -608,26 +619,28 @@ class _Relay:
                 target, connection = await pool.connect()
             except upstream.UpstreamUnreachable as exc:
                 logger.warning("No upstream: %s", exc)
-                raise Refused("upstream_unreachable") from None
+                late = isinstance(exc.__cause__, TimeoutError)
+                raise Refused("connect_timeout" if late else "upstream_unreachable") from None
             self.connection = connection
             try:
-                protocol = upstream.begin(connection, self._head(target), without_body=self.method == "HEAD")
-                self.exchange.protocol = protocol
+                protocol = upstream.protocol_of(connection)
+                protocol.begin(self._head(target), without_body=self.method == "HEAD")
                 if not self.upload_done and self.upload is None:
                     self.exchange.phase = UPLOADING
                     writer = StreamWriter(protocol, asyncio.get_running_loop())
                     if self.found.chunked:
                         writer.enable_chunking()
                     self.upload = asyncio.get_running_loop().create_task(self._upload(writer))
-                return await upstream.read_head(protocol)
-            except upstream.UpstreamInvalid as exc:
+                await protocol.read_head()
+                return protocol
+            except UpstreamInvalid as exc:
                 logger.warning("Upstream %s sent an invalid answer: %s", target.url, exc)
                 raise Refused("upstream_invalid") from None
-            except upstream.UpstreamStale:
-                # Of those there are only as many as were kept.
+            except UpstreamStale:
+                # Of those there are only as many as were kept, and nothing was sent on it.
                 upstream.abandon(connection)
                 self.connection = None
-            except upstream.UpstreamBroke as exc:
+            except UpstreamBroke as exc:
                 upstream.abandon(connection)
                 self.connection = None
                 # Nobody has read the body yet when the pooled connection was found closed.
@@ -687,6 +700,9 @@ class _Relay:
                 if body := message["body"]:
                     await writer.write(body)
                     exchange.bytes_in += len(body)
+                    if exchange.bytes_in > self.gateway._body_max:
+                        exchange.interrupt("body_too_large")
+                        return
                 if not message["more_body"]:
                     break
             await writer.write_eof()
@@ -702,8 +718,8 @@ class _Relay:
         if not exchange.finishing:
             exchange.interrupt(CLIENT_GONE)
 
-    async def _stream(self, payload: StreamReader) -> None:
-        """Relay the answer's body as it comes.
+    async def _stream(self, protocol: UpstreamProtocol, chunk: bytes) -> None:
+        """Relay the answer's body as it comes; ``chunk`` came with its head.
 
         Raises :class:`_BrokenOff`. Returning without the last chunk then makes the server hang up, which is what
         tells the client that the answer is not whole.
@@ -711,13 +727,15 @@ class _Relay:
         exchange, send = self.exchange, self.send
         first = True
         while True:
-            try:
-                chunk = await payload.readany()
-            except (aiohttp.ClientError, OSError) as exc:
-                logger.warning("The upstream broke off in the middle of an answer: %s", exc)
-                raise _BrokenOff from None
-            exchange.progress = monotonic()
-            more = not payload.at_eof()
+            more = not protocol.at_eof
+            if more and not chunk:
+                try:
+                    chunk = await protocol.read_body()
+                except UpstreamBroke as exc:
+                    logger.warning("The upstream broke off in the middle of an answer: %s", exc)
+                    raise _BrokenOff from None
+                exchange.progress = monotonic()
+                more = not protocol.at_eof
             if not more:
                 # From here on the server's http.disconnect means the end of the exchange as well.
                 exchange.finishing = True
@@ -730,13 +748,14 @@ class _Relay:
             exchange.progress = monotonic()
             if not more:
                 return
+            chunk = b""
 
     def _release(self) -> None:
         """Give the connection back for the next request, if request and answer are both complete."""
         connection, self.connection = self.connection, None
         assert connection is not None
         if self.upload_done:
-            upstream.keep(connection)
+            connection.release()
         else:
             upstream.abandon(connection)
 
@@ -747,6 +766,11 @@ def _expected_hangups(record: logging.LogRecord) -> bool:
         "ASGI callable returned without completing response.",
         "ASGI callable returned without completing handshake.",
     )
+
+
+def new_request_id() -> bytes:
+    """Return an id for a request that brought none: unique, not secret, so without a system call."""
+    return b"%032x" % getrandbits(128)
 
 
 class _BrokenOff(Exception):
