@@ -587,7 +587,7 @@ class _Relay:
         chunk = b"" if without_body else protocol.read_body_nowait()
         start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
         # Our server writes the head together with a body that is there already.
-        if without_body or chunk or protocol.at_eof:
+        if without_body or chunk or protocol.is_complete:
             start[BODY_FOLLOWS] = True
         await send(start)
         if without_body:
@@ -727,7 +727,7 @@ class _Relay:
         exchange, send = self.exchange, self.send
         first = True
         while True:
-            more = not protocol.at_eof
+            more = not protocol.is_complete
             if more and not chunk:
                 try:
                     chunk = await protocol.read_body()
@@ -735,7 +735,7 @@ class _Relay:
                     logger.warning("The upstream broke off in the middle of an answer: %s", exc)
                     raise _BrokenOff from None
                 exchange.progress = monotonic()
-                more = not protocol.at_eof
+                more = not protocol.is_complete
             if not more:
                 # From here on the server's http.disconnect means the end of the exchange as well.
                 exchange.finishing = True

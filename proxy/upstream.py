@@ -66,7 +66,7 @@ class Upstream:
         self._connector = TCPConnector(
             limit=int(conf["max_upstream_connections"]), keepalive_timeout=30.0, ttl_dns_cache=10, loop=loop
         )
-        self._connector._factory = partial(UpstreamProtocol, loop=loop)
+        self._connector._factory = partial(UpstreamProtocol, loop=loop)  # type: ignore[assignment]
         # A pool slot, name resolution, TCP and TLS, together.
         self._timeout = ClientTimeout(connect=conf["connect_timeout"], ceil_threshold=3600)
         self.targets = [self._target(url) for url in settings.ZENZEFI_TARGET_URLS]

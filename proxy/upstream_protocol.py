@@ -37,7 +37,7 @@ class UpstreamInvalid(Exception):
 
 
 class UpstreamProtocol(ResponseHandler):
-    """One connection. :meth:`begin`, then :meth:`read_head`, then :meth:`read_body` until :attr:`at_eof`.
+    """One connection. :meth:`begin`, then :meth:`read_head`, then :meth:`read_body` until :attr:`is_complete`.
 
     aiohttp's own use of it, for WebSockets, stays as it is.
     """
@@ -113,7 +113,7 @@ class UpstreamProtocol(ResponseHandler):
         return body
 
     @property
-    def at_eof(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the whole body has come and was read."""
         return self._phase == _DONE and not self._chunks
 
