@@ -81,7 +81,7 @@ TARGETS = (
     b"/a+b%2Bc",
     b"/a~b-c_d.e",
     b"/(a)!$&'*,=",
-    b"/[a]{b}|c^`\\\"<>",
+    b'/[a]{b}|c^`\\"<>',
     b"/" + b"x" * 8000,
     b"?&&==&",
     b"?a=1&a=2&b=&c",
@@ -109,12 +109,12 @@ REQUEST_FIELDS = (
     b"X-Long: " + b"v" * 30_000 + b"\r\n",
     b"".join(b"X-N%d: %d\r\n" % (n, n) for n in range(150)),
     b"Cookie: a=1; b=2\r\nCookie: c=3\r\n",
-    b"Cookie: odd; =x; a==; \"q\"=1\r\n",
+    b'Cookie: odd; =x; a==; "q"=1\r\n',
     b"Authorization: Basic dXNlcjpwYXNz\r\n",
     b"Authorization: Negotiate YII=\r\n",
     b"Referer: http://x.example/a?b#c\r\nOrigin: null\r\n",
-    b"Pragma: no-cache\r\nCache-Control: max-age=0, private=\"a,b\"\r\n",
-    b"Content-Type: multipart/form-data; boundary=\"a b\"\r\n",
+    b'Pragma: no-cache\r\nCache-Control: max-age=0, private="a,b"\r\n',
+    b'Content-Type: multipart/form-data; boundary="a b"\r\n',
     b"Content-Encoding: br\r\nContent-Language: ru\r\nContent-Location: /x\r\n",
     b"From: a@b.example\r\nDNT: 1\r\nSec-Fetch-Mode: cors\r\nPriority: u=1, i\r\n",
     b"Digest: sha-256=abc=\r\nContent-MD5: x\r\nSignature: sig1=:YQ==:\r\n",
@@ -126,7 +126,7 @@ REQUEST_FIELDS = (
     b"Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nTracestate: a=b\r\n",
     # Conditional and range requests are the upstream's to judge.
     b'If-None-Match: "a", W/"b", *\r\n',
-    b'If-Match: *\r\n',
+    b"If-Match: *\r\n",
     b"If-Modified-Since: Sat, 29 Oct 1994 19:43:31 GMT\r\n",
     b"If-Unmodified-Since: nonsense\r\n",
     b"Range: bytes=0-0\r\n",
@@ -143,11 +143,11 @@ REQUEST_FIELDS = (
 ANSWER_FIELDS: tuple[tuple[bytes, ...], ...] = (
     (b"Cache-Control: max-age=3600, s-maxage=1, must-revalidate",),
     (b"Cache-Control: no-store", b"Cache-Control: private", b"Pragma: no-cache"),
-    (b"cache-control: stale-while-revalidate=1, extension=\"a, b\"",),
+    (b'cache-control: stale-while-revalidate=1, extension="a, b"',),
     (b"Expires: 0",),
     (b"Expires: Thu, 18 Aug 2050 02:01:18 GMT", b"Date: Thu, 18 Aug 2000 02:01:18 GMT"),
     (b"Age: 100",),
-    (b"Age: 7200, 0", b"Warning: 110 - \"stale\""),
+    (b"Age: 7200, 0", b'Warning: 110 - "stale"'),
     (b"Vary: *",),
     (b"Vary: Foo, Bar", b"Vary: Baz"),
     (b'ETag: "abc"',),
@@ -156,15 +156,15 @@ ANSWER_FIELDS: tuple[tuple[bytes, ...], ...] = (
     (b"Last-Modified: Sat, 29 Oct 1994 19:43:31 GMT",),
     (b"Surrogate-Control: max-age=1", b"CDN-Cache-Control: max-age=2"),
     (b"Cache-Status: up; hit", b"Proxy-Status: up; error=x"),
-    (b"Clear-Site-Data: \"cache\"", b"Refresh: 1; url=/x"),
+    (b'Clear-Site-Data: "cache"', b"Refresh: 1; url=/x"),
     (b"Set-Cookie: a=1", b"Set-Cookie: b=2; HttpOnly", b"Set-Cookie: a=3; Expires=Wed, 21 Oct 2026 07:28:00 GMT"),
     tuple(b"Set-Cookie: c%d=%d; Max-Age=1" % (n, n) for n in range(60)),
     (b"Set-Cookie2: old", b"Set-Cookie: =odd;;; x"),
     (b"Server: Zen/1.0 (x)", b"X-Powered-By: y"),
-    (b"Content-Type: text/plain; charset=\"utf-8\"", b"Content-Language: ru, en"),
+    (b'Content-Type: text/plain; charset="utf-8"', b"Content-Language: ru, en"),
     (b"Content-Disposition: attachment; filename*=UTF-8''%d1%8f.pem",),
     (b"Content-Security-Policy: default-src 'none'", b"Strict-Transport-Security: max-age=1", b"X-Frame-Options: DENY"),
-    (b"WWW-Authenticate: Basic realm=\"x\"", b"WWW-Authenticate: Negotiate"),
+    (b'WWW-Authenticate: Basic realm="x"', b"WWW-Authenticate: Negotiate"),
     (b"Link: </a>; rel=preload", b"Link: </b>; rel=next"),
     (b"Location: relative/path?x#y",),
     (b"Location: https://elsewhere.example/a%2Fb?c=d#e",),
@@ -192,7 +192,9 @@ def cases() -> list[Case]:
         if method != b"HEAD"
     ]
     found += [Case(f"target {number}: {target[:20]!r}", target=target) for number, target in enumerate(TARGETS)]
-    found += [Case(f"request field {number}: {field[:24]!r}", headers=field) for number, field in enumerate(REQUEST_FIELDS)]
+    found += [
+        Case(f"request field {number}: {field[:24]!r}", headers=field) for number, field in enumerate(REQUEST_FIELDS)
+    ]
     for size, method in product((0, 1, 1000, 70_000, 1_000_000), (b"POST", b"PUT")):
         body = bytes(range(256)) * (size // 256 + 1)
         body = body[:size]
@@ -231,7 +233,9 @@ def cases() -> list[Case]:
         name = f"encoding {coding.decode()}"
         found.append(Case(name, answer=with_length(200, ENCODED, b"Content-Encoding: " + coding)))
         found.append(Case(f"{name} chunked", answer=chunked(ENCODED, fields=(b"Content-Encoding: " + coding,))))
-        found.append(Case(f"{name} HEAD", b"HEAD", answer=head(200, b"Content-Encoding: " + coding, b"Content-Length: 9")))
+        found.append(
+            Case(f"{name} HEAD", b"HEAD", answer=head(200, b"Content-Encoding: " + coding, b"Content-Length: 9"))
+        )
     part = (b"Content-Range: bytes 0-1/10", b'ETag: "v1"')
     found += [
         Case("206", headers=b"Range: bytes=0-1\r\n", answer=with_length(206, b"ab", *part)),
@@ -244,7 +248,11 @@ def cases() -> list[Case]:
         Case("206 nobody asked for", answer=with_length(206, b"ab", *part)),
         Case("416", headers=b"Range: bytes=99-\r\n", answer=with_length(416, b"", b"Content-Range: bytes */10")),
         Case("200 to a range", headers=b"Range: bytes=0-1\r\n", answer=with_length(200, b"0123456789")),
-        Case("304 with fields", headers=b'If-None-Match: "a"\r\n', answer=head(304, b'ETag: "a"', b"Expires: 0", b"Vary: X")),
+        Case(
+            "304 with fields",
+            headers=b'If-None-Match: "a"\r\n',
+            answer=head(304, b'ETag: "a"', b"Expires: 0", b"Vary: X"),
+        ),
         Case("304 with a length", answer=head(304, b"Content-Length: 500")),
         Case("412", headers=b'If-Match: "b"\r\n', answer=with_length(412, b"no", b'ETag: "a"')),
         Case("one byte a chunk", answer=chunked(*[bytes([n]) for n in range(256)])),
@@ -260,7 +268,9 @@ def cases() -> list[Case]:
         Case("102 before", answer=head(102) + OK),
         Case("no reason", answer=b"HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok"),
         Case("odd reason", answer=b"HTTP/1.1 200 Tout \xe9t\xe9\r\nContent-Length: 2\r\n\r\nok"),
-        Case("event stream", answer=chunked(b"data: 1\n\n", b"data: 2\n\n", fields=(b"Content-Type: text/event-stream",))),
+        Case(
+            "event stream", answer=chunked(b"data: 1\n\n", b"data: 2\n\n", fields=(b"Content-Type: text/event-stream",))
+        ),
     ]
     return found
 

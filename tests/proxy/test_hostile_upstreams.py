@@ -135,23 +135,35 @@ VECTORS = [
     broken("resets in the body", then_reset(HEAD + b"Content-Length: 10\r\n\r\nhalf")),
     broken("closes in a chunk", then_close(HEAD + b"Transfer-Encoding: chunked\r\n\r\n8\r\nhalf")),
     broken("closes before the last chunk", then_close(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")),
-    broken("closes before the end of the trailers", then_close(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n")),
+    broken(
+        "closes before the end of the trailers",
+        then_close(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n"),
+    ),
     # It lies about the length.
-    invalid("longer than it says", HEAD + b"Content-Length: 4\r\n\r\nhalf and more"),
+    whole("longer than it says", HEAD + b"Content-Length: 4\r\n\r\nhalf and more", b"half"),
     whole("longer than it says, later", in_two(HEAD + b"Content-Length: 4\r\n\r\nhalf", b" and more"), b"half"),
     invalid("two lengths", HEAD + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nhalf"),
     invalid("a list of lengths", HEAD + b"Content-Length: 4, 4\r\n\r\nhalf"),
     invalid("a negative length", HEAD + b"Content-Length: -1\r\n\r\nhalf"),
     invalid("a length with a sign", HEAD + b"Content-Length: +4\r\n\r\nhalf"),
     invalid("a length beyond 64 bits", HEAD + b"Content-Length: 99999999999999999999\r\n\r\nhalf"),
-    invalid("length and chunks", HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n\r\n"),
+    invalid(
+        "length and chunks", HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n\r\n"
+    ),
     invalid("a coding nobody asked for", HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n4\r\nhalf\r\n0\r\n\r\n"),
     invalid("a coding that is none", then_close(HEAD + b"Transfer-Encoding: gzip\r\n\r\nhalf")),
     invalid("chunked twice", HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n4\r\nhalf\r\n0\r\n\r\n"),
     broken("a chunk size that is none", in_two(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", b"zz\r\n")),
-    broken("a chunk size beyond 64 bits", in_two(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", b"f" * 17 + b"\r\n")),
-    broken("a chunk longer than it says", in_two(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n", b"half\r\n0\r\n\r\n")),
-    broken("an endless chunk extension", endless(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n4;", b"x" * 9999)),
+    broken(
+        "a chunk size beyond 64 bits",
+        in_two(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", b"f" * 17 + b"\r\n"),
+    ),
+    broken(
+        "a chunk longer than it says", in_two(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n", b"half\r\n0\r\n\r\n")
+    ),
+    broken(
+        "an endless chunk extension", endless(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n4;", b"x" * 9999)
+    ),
     broken(
         "endless trailers",
         endless(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n", b"X-One: 1\r\n" * 500),
@@ -177,7 +189,10 @@ VECTORS = [
     invalid("10,000 fields", HEAD + b"".join(b"X-N%d: %d\r\n" % (n, n) for n in range(10_000)) + b"\r\n"),
     invalid("a field of a megabyte", HEAD + b"X-One: " + b"v" * 2**20 + b"\r\nContent-Length: 0\r\n\r\n"),
     invalid("a name of a megabyte", HEAD + b"X" * 2**20 + b": 1\r\nContent-Length: 0\r\n\r\n"),
-    invalid("fields of several megabytes", HEAD + b"".join(b"X-N%d: %b\r\n" % (n, b"v" * 30_000) for n in range(99)) + b"\r\n"),
+    invalid(
+        "fields of several megabytes",
+        HEAD + b"".join(b"X-N%d: %b\r\n" % (n, b"v" * 30_000) for n in range(99)) + b"\r\n",
+    ),
     invalid("an endless head", endless(HEAD, b"X-One: 1\r\n" * 500)),
     invalid("an endless field", endless(HEAD + b"X-One: ", b"v" * 9999)),
     invalid("an endless status line", endless(b"HTTP/1.1 200 ", b"v" * 9999)),
@@ -191,7 +206,11 @@ VECTORS = [
     whole("a second answer later", in_two(HEAD + b"Content-Length: 2\r\n\r\nok", FORGED), b"ok"),
     whole("half a second answer later", in_two(HEAD + b"Content-Length: 2\r\n\r\nok", FORGED[:20]), b"ok"),
     whole("garbage later", in_two(HEAD + b"Content-Length: 2\r\n\r\nok", b"garbage"), b"ok"),
-    whole("an interim answer later", in_two(HEAD + b"Content-Length: 2\r\n\r\nok", b"HTTP/1.1 100 Continue\r\n\r\n"), b"ok"),
+    whole(
+        "an interim answer later",
+        in_two(HEAD + b"Content-Length: 2\r\n\r\nok", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        b"ok",
+    ),
     whole(
         "a second answer after chunks",
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n" + FORGED,
@@ -199,8 +218,8 @@ VECTORS = [
     ),
     whole("a second answer after 204", b"HTTP/1.1 204 No\r\n\r\n" + FORGED, b"", 204),
     whole("a second answer after 304", b"HTTP/1.1 304 No\r\nContent-Length: 9\r\n\r\n" + FORGED, b"", 304),
-    invalid("a body to HEAD", HEAD + b"Content-Length: 6\r\n\r\nforged", method=b"HEAD"),
-    invalid("a second answer after HEAD", HEAD + b"Content-Length: 9\r\n\r\n" + FORGED, method=b"HEAD"),
+    whole("a body to HEAD", HEAD + b"Content-Length: 6\r\n\r\nforged", b"", method=b"HEAD"),
+    whole("a second answer after HEAD", HEAD + b"Content-Length: 9\r\n\r\n" + FORGED, b"", method=b"HEAD"),
     whole("a body later, to HEAD", in_two(HEAD + b"Content-Length: 6\r\n\r\n", b"forged"), b"", method=b"HEAD"),
 ]
 

@@ -147,7 +147,10 @@ VECTORS = [
     refused("a space before the method", raw=line(b" GET /api/v1/proxy/v HTTP/1.1")),
     refused("a method in lower case", raw=line(b"get /api/v1/proxy/v HTTP/1.1")),
     refused("a method that the parser does not know", raw=line(b"FROB /api/v1/proxy/v HTTP/1.1")),
-    refused("a coding in HTTP/1.0", raw=line(b"POST /api/v1/proxy/v HTTP/1.0", b"Host: gw.test\r\n" + CHUNKED) + b"0\r\n\r\n"),
+    refused(
+        "a coding in HTTP/1.0",
+        raw=line(b"POST /api/v1/proxy/v HTTP/1.0", b"Host: gw.test\r\n" + CHUNKED) + b"0\r\n\r\n",
+    ),
     Vector("TRACE", 405, raw=line(b"TRACE /api/v1/proxy/v HTTP/1.1")),
     refused("CONNECT", raw=line(b"CONNECT gw.test:80 HTTP/1.1")),
     # Whose request it is.
@@ -167,7 +170,14 @@ VECTORS = [
             *("X-Forwarded", "X-Forwarded-By", "X-Forwarded-Host", "X_Forwarded_Host", "X-Forwarded-Proto"),
             *("X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-Prefix", "X-Original-URL", "X_Original_Url"),
             *("X-Original-Host", "X-Rewrite-URL", "X-Forwarded-Scheme", "X-Forwarded-SSL", "X-HTTP-Host-Override"),
-            *("Cluster-Client-IP", "X-Cluster-Client-IP", "X-Remote-User", "Remote-User", "X-ProxyUser-Ip", "CF-Connecting-IP"),
+            *(
+                "Cluster-Client-IP",
+                "X-Cluster-Client-IP",
+                "X-Remote-User",
+                "Remote-User",
+                "X-ProxyUser-Ip",
+                "CF-Connecting-IP",
+            ),
         )
         for value in ("forged-value",)
     ),

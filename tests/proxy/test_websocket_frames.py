@@ -202,7 +202,10 @@ SIZES = (0, 1, 125, 126, 127, 128, 65535, 65536)
 CLIENT = [
     # 1: framing
     *(echoes(f"1 text of {size}", TEXT, b"x" * size) for size in SIZES),
-    *(echoes(f"1 binary of {size}", BINARY, bytes(range(256)) * (size // 256) + b"\xfe" * (size % 256)) for size in SIZES),
+    *(
+        echoes(f"1 binary of {size}", BINARY, bytes(range(256)) * (size // 256) + b"\xfe" * (size % 256))
+        for size in SIZES
+    ),
     echoes("1 text byte by byte", TEXT, b"x" * 300, chopped=1),
     echoes("1 binary in pieces", BINARY, b"\x00" * 65536, chopped=997),
     fails("1 not masked", frame(TEXT, b"x", mask=False)),
@@ -223,7 +226,11 @@ CLIENT = [
     *(fails(f"4 opcode {opcode}", frame(opcode, b"x")) for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)),
     # 5: fragmentation
     Sent("5 two fragments", frame(TEXT, b"a", fin=False) + frame(CONT, b"b"), ((TEXT, b"ab"),)),
-    Sent("5 binary in three", frame(BINARY, b"a", fin=False) + frame(CONT, b"b", fin=False) + frame(CONT), ((BINARY, b"ab"),)),
+    Sent(
+        "5 binary in three",
+        frame(BINARY, b"a", fin=False) + frame(CONT, b"b", fin=False) + frame(CONT),
+        ((BINARY, b"ab"),),
+    ),
     Sent(
         "5 a ping between fragments",
         frame(TEXT, b"a", fin=False) + frame(PING, b"p") + frame(CONT, b"b"),
@@ -241,9 +248,17 @@ CLIENT = [
     echoes("6 text of several scripts", TEXT, KOSME),
     echoes("6 the last code point", TEXT, "\U0010ffff\ufffe\u0000".encode()),
     Sent("6 a code point over fragments", frame(TEXT, KOSME[:3], fin=False) + frame(CONT, KOSME[3:]), ((TEXT, KOSME),)),
-    Sent("6 a code point byte by byte", b"".join(
-        [frame(TEXT, fin=False), *(frame(CONT, KOSME[n : n + 1], fin=False) for n in range(len(KOSME))), frame(CONT)]
-    ), ((TEXT, KOSME),)),
+    Sent(
+        "6 a code point byte by byte",
+        b"".join(
+            [
+                frame(TEXT, fin=False),
+                *(frame(CONT, KOSME[n : n + 1], fin=False) for n in range(len(KOSME))),
+                frame(CONT),
+            ]
+        ),
+        ((TEXT, KOSME),),
+    ),
     *(
         fails(f"6 {name}", frame(TEXT, data), 1007)
         for name, data in (
@@ -258,9 +273,15 @@ CLIENT = [
     ),
     fails("6 invalid over fragments", frame(TEXT, b"\xce", fin=False) + frame(CONT, b"\xff"), 1007),
     # 7: closing
-    *(fails(f"7 code {code}", frame(CLOSE, close(code)), code) for code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011)),
+    *(
+        fails(f"7 code {code}", frame(CLOSE, close(code)), code)
+        for code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011)
+    ),
     *(fails(f"7 code {code}", frame(CLOSE, close(code)), code) for code in (3000, 3999, 4000, 4999)),
-    *(fails(f"7 invalid code {code}", frame(CLOSE, close(code))) for code in (0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 65535)),
+    *(
+        fails(f"7 invalid code {code}", frame(CLOSE, close(code)))
+        for code in (0, 999, 1004, 1005, 1006, 1015, 2999, 5000, 65535)
+    ),
     fails("7 no code", frame(CLOSE), 1005),
     fails("7 half a code", frame(CLOSE, b"\x03")),
     fails("7 the longest reason", frame(CLOSE, close(1000, b"r" * 123)), 1000),
@@ -340,7 +361,10 @@ UPSTREAM = [
     # RFC 6455 §5.1 would have it refused; the library unmasks it, and nothing is gained by such a frame.
     said("masked", frame(TEXT, b"x"), (TEXT, b"x")),
     said("an unasked pong", plain(PONG, b"x") + plain(TEXT, b"t"), (TEXT, b"t")),
-    *(said(f"close {code}", plain(CLOSE, close(code, b"why")), ends=code) for code in (1000, 1001, 1003, 1008, 1011, 1012)),
+    *(
+        said(f"close {code}", plain(CLOSE, close(code, b"why")), ends=code)
+        for code in (1000, 1001, 1003, 1008, 1011, 1012)
+    ),
     *(said(f"close {code}", plain(CLOSE, close(code, b"why")), ends=code) for code in (3000, 4000, 4999)),
     said("close without a code", plain(CLOSE), ends=1000),
     said("a message and close", plain(TEXT, b"last") + plain(CLOSE, close(1001)), (TEXT, b"last"), ends=1001),
@@ -418,7 +442,9 @@ def test_a_handshake_that_is_none_is_refused_in_our_form(served, mirror, far, me
 def test_an_upgrade_to_something_else_is_an_ordinary_request(served, mirror):
     mirror.clear()
     with served.wire() as wire:
-        wire.send(served.request(b"plain", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n"))
+        wire.send(
+            served.request(b"plain", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n")
+        )
         assert wire.read().body == b"ok"
     assert not mirror.seen[0].values(b"upgrade") + mirror.seen[0].values(b"http2-settings")
 
