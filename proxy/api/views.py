@@ -70,9 +70,12 @@ _OWN_ANSWERS = _refusals(
     "scope_forbidden",
     "request_timeout",
     "device_conflict",
+    "body_too_large",
     "upstream_unreachable",
     "upstream_invalid",
+    "connect_timeout",
     "upstream_timeout",
+    "total_timeout",
 )
 
 

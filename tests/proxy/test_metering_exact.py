@@ -39,7 +39,7 @@ async def full(peer: Peer) -> None:
 @pytest.mark.slow
 def test_ten_thousand_requests_of_which_a_tenth_is_left(served, mirror):
     mirror.answers |= {"full": full, "part": part}
-    leaves = set(random.Random(7).sample(range(REQUESTS), REQUESTS // 10))  # noqa: S311 - a fixed choice
+    leaves = set(random.Random(7).sample(range(REQUESTS), REQUESTS // 10))
     pending = iter(range(REQUESTS))
     bytes_in = bytes_out = 0
 
