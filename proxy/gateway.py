@@ -116,7 +116,7 @@ class Gateway:
         self.meter = Meter(self.link, self.database, self.registry)
         self.upstream = upstream.Upstream()
         self.metrics = Metrics(self)
-        self._body_max: int = conf["body_max_bytes"]
+        self._body_max = int(conf["body_max_bytes"])
         self._forwarding = Forwarding()
         self._rewriter = Rewriter(settings.ZENZEFI_TARGET_URLS)
         self.cors = Cors(settings.CORS_ALLOWED_ORIGINS)

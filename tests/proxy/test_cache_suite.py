@@ -92,7 +92,10 @@ def test_it_comes_out_as_without_a_gateway(served, mirror):
     wait_until(lambda: len(served.live.gateway.registry) == 0, what="the end of the exchanges")
 
     assert len(direct) >= 300
-    different = {name: (direct[name], relayed[name]) for name in direct if (direct[name] is True) != (relayed[name] is True)}
+    different = {name for name in direct if (direct[name] is True) != (relayed[name] is True)}
     passed = sum(result is True for result in relayed.values())
-    logger.warning("%d of %d pass, %d differ: %s", passed, len(relayed), len(different), different)
-    assert not different
+    logger.warning("%d of %d pass, %d differ: %s", passed, len(relayed), len(different), sorted(different))
+    # The suite compares Location with what its server sent; that it stays on our side is what we want.
+    for name in different:
+        kind, said = relayed[name]
+        assert (kind, 'header Location is "/api/v1/proxy/test/' in said) == ("Setup", True), (name, said)

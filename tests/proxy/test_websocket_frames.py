@@ -465,7 +465,7 @@ def test_the_upstream_chooses_the_subprotocol(served, mirror, offered, chosen):
         fields = dict(lower(peer))
         names = [name.strip() for name in fields.get(b"sec-websocket-protocol", b"").decode().split(",")]
         known = next((name for name in names if name in ("chat", "json")), None)
-        protocol = ServerProtocol(subprotocols=[known] if known else None)  # type: ignore[list-item]
+        protocol = ServerProtocol(subprotocols=[known] if known else None)
         lines = b"".join(b"%b: %b\r\n" % pair for pair in peer.seen.headers)  # type: ignore[union-attr]
         protocol.receive_data(b"GET /ws HTTP/1.1\r\n%b\r\n" % lines)
         [request] = protocol.events_received()
