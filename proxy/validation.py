@@ -41,10 +41,14 @@ class Outcome(IntEnum):
     SCOPE_FORBIDDEN = 9
     DEVICE_CONFLICT = 10
     RATE_LIMITED = 11
+    #: Asked together with :attr:`REVOKED`.
+    HELD = 20
 
 
 #: A token that may not be used at all, whatever the request.
-REFUSED_CREDENTIALS = frozenset({Outcome.UNKNOWN, Outcome.REVOKED, Outcome.EXPIRED, Outcome.OWNER_DISABLED})
+REFUSED_CREDENTIALS = frozenset(
+    {Outcome.UNKNOWN, Outcome.REVOKED, Outcome.HELD, Outcome.EXPIRED, Outcome.OWNER_DISABLED}
+)
 
 DEVICE_OK, DEVICE_MISSING, DEVICE_MALFORMED = b"0", b"1", b"2"
 
@@ -187,8 +191,9 @@ class Validator:
         if found is None:
             await self._link.run(FILL, names, (generation, conf["negative_cache_seconds"] * 1000, b"u"))
             return
-        if found.revoked:
-            await self._link.run(FILL, names, (generation, conf["cache_seconds"] * 1000, b"r"))
+        if found.revoked or found.held:
+            kind = b"r" if found.revoked else b"h"
+            await self._link.run(FILL, names, (generation, conf["cache_seconds"] * 1000, kind))
             return
         claimed_for = 0
         if found.device_id and found.device_seen_at is not None:
@@ -218,8 +223,8 @@ class Validator:
     async def activate(self, digest: str, decision: Decision) -> bool:
         """Start the token's clock unless it runs; fills in ``activated`` and ``expires`` of the decision.
 
-        Returns ``False`` when the token was revoked meanwhile. The moment is certain in Redis before this returns,
-        and normally in PostgreSQL as well; while PostgreSQL is away a task writes it later.
+        Returns ``False`` when the token was revoked or given away meanwhile. The moment is certain in Redis before
+        this returns, and normally in PostgreSQL as well; while PostgreSQL is away a task writes it later.
         """
         key = digest.encode()
         names = (self._credential + key, self._generation + key, self._pending)
@@ -241,9 +246,18 @@ class Validator:
                 in_redis = True
         try:
             stored = await self._database.run(
-                tokens_services.activate_token, token_id=UUID(decision.token_id.decode()), at=moment(activated)
+                tokens_services.activate_token,
+                token_id=UUID(decision.token_id.decode()),
+                at=moment(activated),
+                owner_id=UUID(decision.user_id.decode()),
             )
         except TokenNotUsable:
+            if in_redis:
+                # What Redis noted must not start the clock later, of a token that may have another owner by now.
+                try:
+                    await self._link.run(SETTLE, names, (decision.token_id, b"", b"", lifetime))
+                except RedisAway:
+                    pass
             return False
         except DatabaseAway:
             if not in_redis:
@@ -341,6 +355,8 @@ class Fallback:
             return Decision(Outcome.UNKNOWN)
         if found.revoked:
             return Decision(Outcome.REVOKED)
+        if found.held:
+            return Decision(Outcome.HELD)
         now = int(time() * 1000)
         decision = Decision(
             Outcome.OK,

@@ -14,6 +14,7 @@ local token = c[1]
 if not token then
   if not c[9] then return {1, generation} end
   if c[9] == 'u' then return {2, generation} end
+  if c[9] == 'h' then return {20, generation} end
   return {3, generation}
 end
 local expires = c[6]

@@ -14,6 +14,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from tokens import selectors, services
+from tokens.api.caching import uncached
 from tokens.api.serializers import (
     ActiveOnlySerializer,
     CheckResultSerializer,
@@ -27,17 +28,18 @@ from tokens.api.serializers import (
     TokenWithSecretSerializer,
     seconds_remaining,
 )
-from tokens.exceptions import DurationNotSold, ScopeNotSold, TokenAlreadyRevoked, TokenExpired, TokenNotFound
+from tokens.exceptions import (
+    DurationNotSold,
+    ScopeNotSold,
+    TokenAlreadyRevoked,
+    TokenExpired,
+    TokenHeld,
+    TokenNotFound,
+)
 from wallet.exceptions import BalanceLimitExceeded, InsufficientBalance
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
 from zenzefi.lib.parsers import expect_no_fields
 from zenzefi.lib.schema import error_responses
-
-
-def _uncached(response: Response) -> Response:
-    """Keep an answer that holds a secret out of every cache on its way (RFC 9111 §5.2.2.5)."""
-    response["Cache-Control"] = "no-store"
-    return response
 
 
 class PricesView(GenericAPIView[Any]):
@@ -76,7 +78,7 @@ class PurchaseView(APIView):
             context = {"secret": bought.secret, "balance": bought.balance}
             return 201, PurchaseResultSerializer(bought.token, context=context).data
 
-        return _uncached(run_idempotently(request, flow))
+        return uncached(run_idempotently(request, flow))
 
 
 class MyTokensView(GenericAPIView[Any]):
@@ -108,7 +110,7 @@ class TokenView(APIView):
         summary="Name a token",
         tags=["Tokens"],
         request=LabelSerializer,
-        responses={200: TokenSerializer, **error_responses(400, 401, 413, 415, TokenNotFound)},
+        responses={200: TokenSerializer, **error_responses(400, 401, 413, 415, TokenNotFound, TokenHeld)},
     )
     def patch(self, request: Request, token_id: uuid.UUID) -> Response:
         body = LabelSerializer(data=request.data)
@@ -118,12 +120,13 @@ class TokenView(APIView):
 
     @extend_schema(
         summary="Revoke a token",
-        description="Pays back what its unused time cost; a token that was never used, all that was paid.",
+        description="Pays back what its unused time cost; a token that was never used, all that was paid. For a token "
+        "that was a gift that goes to whoever paid for it.",
         tags=["Tokens"],
         responses={
             200: RevocationSerializer,
             **error_responses(
-                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, BalanceLimitExceeded
+                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld, BalanceLimitExceeded
             ),
         },
     )
@@ -134,7 +137,7 @@ class TokenView(APIView):
         )
         answer = {
             "revoked": True,
-            "refund_amount": revocation.refund_amount,
+            "refund_amount": revocation.received,
             "new_balance": revocation.balance,
             "message": _("The token was revoked."),
         }
@@ -152,7 +155,7 @@ class RotateView(APIView):
         responses={
             200: TokenWithSecretSerializer,
             **error_responses(
-                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, *IDEMPOTENCY_REFUSALS
+                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld, *IDEMPOTENCY_REFUSALS
             ),
         },
     )
@@ -163,7 +166,7 @@ class RotateView(APIView):
             rotated = services.rotate_token(token_id=token_id, owner=request.user)
             return 200, TokenWithSecretSerializer(rotated.token, context={"secret": rotated.secret}).data
 
-        return _uncached(run_idempotently(request, flow))
+        return uncached(run_idempotently(request, flow))
 
 
 class ReleaseDeviceView(APIView):

@@ -10,6 +10,7 @@ from django.db import transaction
 
 from notifications.services import record
 from tokens import secrets
+from tokens.exceptions import TokenHeld
 from tokens.models import AccessToken, RotatedDigest
 from tokens.services.access import demand_usable, lock_token, tell_after_commit
 from tokens.signals import device_released
@@ -33,10 +34,21 @@ def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
     """Replace a token's secret. Price, expiry and device stay; the old secret is refused from the commit on.
 
     Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`~tokens.exceptions.TokenAlreadyRevoked`,
-    :class:`~tokens.exceptions.TokenExpired`.
+    :class:`~tokens.exceptions.TokenExpired`, :class:`~tokens.exceptions.TokenHeld`.
     """
     token = lock_token(token_id, owner=owner)
     demand_usable(token)
+    secret = replace_secret(token)
+    token.save(update_fields=["digest", "last_four", "changed_at"])
+    record("token.rotated", owner, {"token_id": str(token.id)})
+    return RotatedToken(token=token, secret=secret)
+
+
+def replace_secret(token: AccessToken) -> str:
+    """Give a locked token a new secret and return it; the caller saves digest, last four and moment of change.
+
+    The old secret is refused from the commit on.
+    """
     now = clock.now()
     replaced = token.digest
     RotatedDigest.objects.create(digest=replaced, token=token, rotated_at=now)
@@ -44,10 +56,8 @@ def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
     token.digest = secrets.digest(secret)
     token.last_four = secret[-4:]
     token.changed_at = now
-    token.save(update_fields=["digest", "last_four", "changed_at"])
-    record("token.rotated", owner, {"token_id": str(token.id)})
     tell_after_commit([(token.id, replaced)], revoked=False)
-    return RotatedToken(token=token, secret=secret)
+    return secret
 
 
 @in_transaction
@@ -63,8 +73,13 @@ def release_device(*, token_id: uuid.UUID, owner: Any) -> AccessToken:
 
 @in_transaction
 def update_token(*, token_id: uuid.UUID, owner: Any, label: str | None = None) -> AccessToken:
-    """Change what the owner may edit; what is not given stays. Raises :class:`~tokens.exceptions.TokenNotFound`."""
+    """Change what the owner may edit; what is not given stays.
+
+    Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`TokenHeld`.
+    """
     token = lock_token(token_id, owner=owner)
+    if token.held_at is not None:
+        raise TokenHeld
     if label is not None:
         token.label = label
     token.save(update_fields=["label"])
