@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.core.management import call_command
 from django.test import override_settings
 
+from tests.database import Reset
 from tests.proxy.live import DEVICE, LiveGateway
 from tests.proxy.mirror import Mirror, Wire
 from tests.upstream import RecordingUpstream
@@ -136,7 +136,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve_module(blocker: Any, mirror: Mirror, **overrides: Any) -> Iterator[Served]:
+def serve_module(blocker: Any, reset: Reset, mirror: Mirror, **overrides: Any) -> Iterator[Served]:
     """Serve until the end of the block. Its threads use the database while tests run that do not ask for one."""
     with blocker.unblock(), override_settings(ZENZEFI_TARGET_URLS=[mirror.url], **overrides):
         issued = make_token(superuser=True)
@@ -144,7 +144,7 @@ def serve_module(blocker: Any, mirror: Mirror, **overrides: Any) -> Iterator[Ser
             with LiveGateway().running() as live:
                 yield Served(live, mirror, issued)
         finally:
-            call_command("flush", verbosity=0, interactive=False)
+            reset()
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +161,10 @@ def gateway_settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def served(
-    mirror: Mirror, gateway_settings: dict[str, Any], django_db_setup: None, django_db_blocker: Any
+    mirror: Mirror, gateway_settings: dict[str, Any], django_db_setup: Reset, django_db_blocker: Any
 ) -> Iterator[Served]:
     from django.conf import settings
 
     options = {**settings.GATEWAY, **gateway_settings}
-    with serve_module(django_db_blocker, mirror, GATEWAY=options) as running:
+    with serve_module(django_db_blocker, django_db_setup, mirror, GATEWAY=options) as running:
         yield running
