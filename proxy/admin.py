@@ -1,4 +1,4 @@
-"""The gateway in the back office: sessions to look at, path rules to edit."""
+"""The gateway in the back office: sessions to look at; path rules and servers stand in modules of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.translation import gettext_lazy as _
 
-from proxy.models import ScopeRule, Session
+from proxy import scope_admin, upstream_admin  # noqa: F401 - registers them
+from proxy.models import Session
 from zenzefi.lib.admin import ReadOnlyAdmin
 
 
@@ -68,13 +69,3 @@ class SessionAdmin(ReadOnlyAdmin):
     @admin.display(description=_("sent"), ordering="bytes_out")
     def sent(self, session: Session) -> str:
         return filesizeformat(session.bytes_out)
-
-
-@admin.register(ScopeRule)
-class ScopeRuleAdmin(admin.ModelAdmin[ScopeRule]):
-    """Workers take a change over at once; a path that no rule names stays closed."""
-
-    list_display = ["pattern", "scope", "description"]
-    list_filter = ["scope"]
-    list_select_related = ["scope"]
-    search_fields = ["pattern", "description"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -43,6 +44,10 @@ ANSWERS = {
     "upstream_timeout": Answer(504, gettext_noop("The Zenzefi server did not answer in time.")),
     "connect_timeout": Answer(504, gettext_noop("No connection to the Zenzefi server was made in time.")),
     "total_timeout": Answer(504, gettext_noop("The request took longer than a request may.")),
+    "upstream_unavailable": Answer(
+        503, gettext_noop("No Zenzefi server is available at the moment. Please try again.")
+    ),
+    "upstream_busy": Answer(503, gettext_noop("The Zenzefi server is busy. Please try again.")),
     "upstream_missing": Answer(503, gettext_noop("No Zenzefi server is configured.")),
     "service_unavailable": Answer(503, gettext_noop("The service is temporarily unavailable. Please try again.")),
     "shutting_down": Answer(503, gettext_noop("The service is restarting. Please try again.")),
@@ -72,8 +77,10 @@ def _body_start(code: str, language: str) -> bytes:
     return json.dumps({"detail": text, "code": code}, ensure_ascii=False).encode()[:-1]
 
 
-def build(code: str, request_id: bytes, accept_language: bytes) -> tuple[int, list[Header], bytes]:
-    """Return status, headers and body of one of our own answers."""
+def build(
+    code: str, request_id: bytes, accept_language: bytes, extra: Sequence[Header] = ()
+) -> tuple[int, list[Header], bytes]:
+    """Return status, headers and body of one of our own answers, with the refusal's own headers."""
     language = language_of(accept_language[:256])
     body = b'%b, "request_id": "%b"}' % (_body_start(code, language), request_id)
     status = ANSWERS[code].status
@@ -92,6 +99,7 @@ def build(code: str, request_id: bytes, accept_language: bytes) -> tuple[int, li
     elif status == 413:
         # The rest of the body would have to be read to tell where the next request begins.
         headers.append((b"connection", b"close"))
-    elif status == 503:
+    elif status == 503 and not any(name == b"retry-after" for name, _ in extra):
         headers.append((b"retry-after", RETRY_AFTER))
+    headers.extend(extra)
     return status, headers, body

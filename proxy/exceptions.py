@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from django.utils.translation import gettext_lazy as _
+
+from zenzefi.lib.errors import Conflict, DomainError
+
 
 class MalformedRequest(Exception):
     """The head of a request could be read in more than one way; the message is for the log."""
@@ -18,3 +22,24 @@ class Refused(Exception):
         super().__init__(code)
         self.code = code
         self.headers = headers
+
+
+class ReasonMissing(DomainError):
+    """What changes for everybody is written down with why."""
+
+    code = "reason_missing"
+    detail = _("A reason is needed.")
+
+
+class RulesUnchanged(Conflict):
+    """A scope has these rules already."""
+
+    code = "rules_unchanged"
+    detail = _("These are the rules in force.")
+
+
+class TargetStateUnchanged(Conflict):
+    """A server is in this state already."""
+
+    code = "target_state_unchanged"
+    detail = _("The server is in this state already.")

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from time import monotonic, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+
+if TYPE_CHECKING:
+    from proxy.pool import Target
 
 #: Seconds between two looks.
 TICK = 0.1
@@ -43,6 +46,11 @@ class Exchange:
     has_body = awaiting_client = is_event_stream = is_websocket = False
     reason: str | None = None
     watcher: asyncio.Task[None] | None = None
+    #: The server it was given to.
+    target: Target | None = None
+    #: What was decided on: the token's scope, the raw path below the prefix, the method.
+    scope = below = b""
+    method = ""
 
     def __init__(self, digest: str, device: bytes, task: asyncio.Task[Any], receive: Any) -> None:
         self.digest = digest
@@ -50,6 +58,12 @@ class Exchange:
         self.task = task
         self.receive = receive
         self.started = self.progress = monotonic()
+
+    def leave_target(self) -> None:
+        """It goes to another server, or has ended."""
+        target, self.target = self.target, None
+        if target is not None:
+            target.release(self)
 
     def interrupt(self, reason: str) -> None:
         """End the exchange from outside, once. Its task finds the reason and answers or hangs up."""
@@ -70,6 +84,7 @@ class Exchange:
 
     def end(self) -> None:
         self.ended = True
+        self.leave_target()
         if self.watcher is not None:
             self.watcher.cancel()
 

@@ -74,6 +74,8 @@ _OWN_ANSWERS = _refusals(
     "upstream_unreachable",
     "upstream_invalid",
     "connect_timeout",
+    "upstream_unavailable",
+    "upstream_busy",
     "upstream_timeout",
     "total_timeout",
 )

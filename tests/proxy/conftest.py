@@ -127,12 +127,15 @@ class Served:
     @property
     def pooled(self) -> int:
         """Connections to the upstream that are in use or kept."""
-        connector = self.live.gateway.upstream._connector
-        return len(connector._acquired) + sum(len(kept) for kept in connector._conns.values())
+        return self.in_use + sum(len(kept) for one in self._connectors for kept in one._conns.values())
 
     @property
     def in_use(self) -> int:
-        return len(self.live.gateway.upstream._connector._acquired)
+        return sum(len(one._acquired) for one in self._connectors)
+
+    @property
+    def _connectors(self) -> list[Any]:
+        return [target.connector for target in self.live.gateway.upstream.targets]
 
 
 @contextlib.contextmanager
@@ -165,6 +168,7 @@ def served(
 ) -> Iterator[Served]:
     from django.conf import settings
 
-    options = {**settings.GATEWAY, **gateway_settings}
+    # Nothing but the requests themselves reaches the mirror, and whatever it does it is asked again.
+    options = {**settings.GATEWAY, "eject_after": 10**9, "probe_interval": 3600.0, **gateway_settings}
     with serve_module(django_db_blocker, django_db_setup, mirror, GATEWAY=options) as running:
         yield running

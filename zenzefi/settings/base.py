@@ -298,6 +298,15 @@ GATEWAY = {
     "negative_cache_seconds": env.integer("GATEWAY_NEGATIVE_CACHE_SECONDS", 10, minimum=1),
     # Requests a second that one process may validate in PostgreSQL while Redis is down.
     "fallback_rate": env.integer("GATEWAY_FALLBACK_RATE", 50, minimum=1),
+    # Failures in a row after which a server gets no requests, for how many seconds at first and at most.
+    "eject_after": env.integer("GATEWAY_EJECT_AFTER", 5, minimum=1),
+    "eject_seconds": env.seconds("GATEWAY_EJECT_SECONDS", "1"),
+    "eject_max_seconds": env.seconds("GATEWAY_EJECT_MAX_SECONDS", "15"),
+    # Seconds between two probes of a server and for each; results in a row that turn the verdict.
+    "probe_interval": env.seconds("GATEWAY_PROBE_INTERVAL", "5", minimum="0.1"),
+    "probe_timeout": env.seconds("GATEWAY_PROBE_TIMEOUT", "2"),
+    "probe_rise": env.integer("GATEWAY_PROBE_RISE", 2, minimum=1),
+    "probe_fall": env.integer("GATEWAY_PROBE_FALL", 3, minimum=1),
     "shutdown_grace": env.seconds("GATEWAY_SHUTDOWN_GRACE", "10"),
     # A line per proxied request in the log. At thousands a second it costs more than the relaying.
     "access_log": env.boolean("GATEWAY_ACCESS_LOG", False),
