@@ -153,6 +153,6 @@ class Registry:
             elif waited > self._idle:
                 exchange.interrupt("request_timeout" if exchange.awaiting_client else "upstream_timeout")
             if now - exchange.started > self._total and not exchange.is_event_stream:
-                exchange.interrupt("upstream_timeout")
+                exchange.interrupt("total_timeout")
             if not exchange.has_body:
                 exchange.watch()

@@ -70,11 +70,14 @@ _OWN_ANSWERS = _refusals(
     "scope_forbidden",
     "request_timeout",
     "device_conflict",
+    "body_too_large",
     "upstream_unreachable",
     "upstream_invalid",
+    "connect_timeout",
     "upstream_unavailable",
     "upstream_busy",
     "upstream_timeout",
+    "total_timeout",
 )
 
 

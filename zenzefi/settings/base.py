@@ -289,6 +289,10 @@ GATEWAY = {
     # From the first byte of a request's head, or the connection's beginning, until the head is whole.
     "head_timeout": env.seconds("GATEWAY_HEAD_TIMEOUT", "20"),
     "first_byte_timeout": env.seconds("GATEWAY_FIRST_BYTE_TIMEOUT", "60"),
+    # How long a client may leave unread what it was sent.
+    "unread_timeout": env.seconds("GATEWAY_UNREAD_TIMEOUT", "60"),
+    # Bytes of one request's body.
+    "body_max_bytes": env.integer("GATEWAY_BODY_MAX_BYTES", 10 * 2**30, minimum=1, maximum=10**12 - 1),
     "idle_timeout": env.seconds("GATEWAY_IDLE_TIMEOUT", "60"),
     "total_timeout": env.seconds("GATEWAY_TOTAL_TIMEOUT", "3600"),
     # Connections to the upstream per worker process.
