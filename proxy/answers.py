@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from django.conf import settings
 from django.utils import translation
@@ -32,7 +34,11 @@ ANSWERS = {
     "path_ambiguous": Answer(400, gettext_noop("The path is ambiguous and this access token is restricted to paths.")),
     "scope_forbidden": Answer(403, gettext_noop("This access token does not open this path.")),
     "device_conflict": Answer(409, gettext_noop("Another device is using this access token.")),
+    "address_forbidden": Answer(403, gettext_noop("This access token may not be used from this address.")),
     "rate_limited": Answer(429, gettext_noop("Too many requests.")),
+    "concurrency_limited": Answer(429, gettext_noop("Too many requests of this access token at once.")),
+    "quota_exceeded": Answer(429, gettext_noop("The quota of this access token is used up.")),
+    "gateway_closed": Answer(503, gettext_noop("The gateway is closed for the moment. Please try again later.")),
     "method_not_allowed": Answer(405, gettext_noop("This method is not relayed.")),
     "request_timeout": Answer(408, gettext_noop("The request body did not arrive in time.")),
     "upstream_unreachable": Answer(502, gettext_noop("The Zenzefi server cannot be reached.")),
@@ -68,10 +74,14 @@ def _body_start(code: str, language: str) -> bytes:
     return json.dumps({"detail": text, "code": code}, ensure_ascii=False).encode()[:-1]
 
 
-def build(code: str, request_id: bytes, accept_language: bytes) -> tuple[int, list[Header], bytes]:
+def build(
+    code: str, request_id: bytes, accept_language: bytes, details: Mapping[str, Any] | None = None
+) -> tuple[int, list[Header], bytes]:
     """Return status, headers and body of one of our own answers."""
     language = language_of(accept_language[:256])
     body = b'%b, "request_id": "%b"}' % (_body_start(code, language), request_id)
+    if details:
+        body = b"%b, %b" % (body[:-1], json.dumps(details).encode()[1:])
     status = ANSWERS[code].status
     headers = [
         (b"content-type", b"application/json"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class MalformedRequest(Exception):
     """The head of a request could be read in more than one way; the message is for the log."""
@@ -10,7 +13,11 @@ class MalformedRequest(Exception):
 class Refused(Exception):
     """The gateway answers by itself. ``code`` is one of ``proxy.answers.ANSWERS``."""
 
-    def __init__(self, code: str, *, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    def __init__(
+        self, code: str, *, headers: tuple[tuple[bytes, bytes], ...] = (), details: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(code)
         self.code = code
         self.headers = headers
+        #: What the body says beyond code and sentence.
+        self.details = details

@@ -12,9 +12,9 @@ import asyncio
 import gc
 import json
 import logging
-import math
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from time import monotonic, time
 from typing import Any
 
@@ -28,6 +28,7 @@ from proxy import answers, keys, metering, selectors, upstream
 from proxy.cors import Cors
 from proxy.database import Database, DatabaseAway
 from proxy.exceptions import MalformedRequest, Refused
+from proxy.gate import GATE_RETRY, Gate
 from proxy.headers import (
     Forwarding,
     Incoming,
@@ -38,8 +39,11 @@ from proxy.headers import (
     read_answer,
     read_request,
 )
+from proxy.limit_answers import LimitHeaders
+from proxy.limits import NONE, Limits
 from proxy.metering import Meter
 from proxy.metrics import Metrics
+from proxy.pacing import Pace, Paces
 from proxy.redis_link import RedisAway, RedisLink
 from proxy.scopes import ScopeTable
 from proxy.streams import BROKEN_OFF, CLIENT_GONE, IDLE, STREAMING, TICK, UPLOADING, WAITING, Exchange, Registry
@@ -47,6 +51,8 @@ from proxy.validation import (
     DEVICE_MALFORMED,
     DEVICE_MISSING,
     DEVICE_OK,
+    LOOK,
+    RECHECK,
     SCRIPTS,
     Decision,
     Outcome,
@@ -84,6 +90,10 @@ _REFUSALS = {
     Outcome.SCOPE_FORBIDDEN: "scope_forbidden",
     Outcome.DEVICE_CONFLICT: "device_conflict",
     Outcome.RATE_LIMITED: "rate_limited",
+    Outcome.GATEWAY_CLOSED: "gateway_closed",
+    Outcome.ADDRESS_FORBIDDEN: "address_forbidden",
+    Outcome.CONCURRENCY_LIMITED: "concurrency_limited",
+    Outcome.QUOTA_EXCEEDED: "quota_exceeded",
 }
 _EMPTY_END = {"type": "http.response.body", "body": b"", "more_body": False}
 
@@ -111,15 +121,16 @@ class Gateway:
             settings.REDIS_URL, timeout=timeout, subscribe=keys.changes_channel(), on_message=self._on_change
         )
         self.registry = Registry()
-        self.validator = Validator(self.link, self.database)
+        self.validator = Validator(self.link, self.database, self.registry.count_of)
+        self.paces = Paces()
+        self.gate = Gate(self.database, self.registry)
         self.meter = Meter(self.link, self.database, self.registry)
         self.upstream = upstream.Upstream()
         self.metrics = Metrics(self)
         self._forwarding = Forwarding()
         self._rewriter = Rewriter(settings.ZENZEFI_TARGET_URLS)
         self.cors = Cors(settings.CORS_ALLOWED_ORIGINS)
-        policy = settings.RATE_LIMITS["proxy"]
-        self._policy_header = (b"ratelimit-policy", f'"proxy";q={policy.limit};w={policy.seconds}'.encode())
+        self._limit_headers = LimitHeaders(settings.RATE_LIMITS["proxy"])
         self._access_log = logging.getLogger("proxy.access") if conf.get("access_log") else None
         # Digests of tokens admitted before: their shape need not be looked at again.
         self._well_formed: set[str] = set()
@@ -127,12 +138,13 @@ class Gateway:
         self._rules: list[tuple[str, str]] | None = None
         self._background: set[asyncio.Task[Any]] = set()
         logging.getLogger("uvicorn.error").addFilter(_expected_hangups)
-        await asyncio.gather(self.link.start(), self._changes.start(), self._load_rules())
+        await asyncio.gather(self.link.start(), self._changes.start(), self._load_rules(), self.gate.load())
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._ticking(), name="gateway-tick"),
             loop.create_task(self._every_second(), name="gateway-second"),
             loop.create_task(self._refresh_rules(), name="gateway-rules"),
+            loop.create_task(self.gate.keep_looking(self.link), name="gateway-gate"),
         ]
         # What is loaded by now stays for good; looking through it again and again would cost a tenth of the work.
         gc.collect()
@@ -195,12 +207,17 @@ class Gateway:
     async def _look_after(self, exchange: Exchange) -> None:
         """Keep an open exchange's device claim alive; cut the exchange if its token may not be used any more."""
         try:
-            generation, taken = await self.validator.renew(exchange.digest, exchange.token_id, exchange.device)
-            if taken:
+            renewal = await self.validator.renew(exchange)
+            if renewal.closed:
+                exchange.interrupt("gateway_closed")
+            if renewal.taken:
                 exchange.interrupt("device_conflict")
-            if generation != exchange.generation:
+            if exchange.pace is not None:
+                exchange.pace.share(renewal.workers)
+            limits = exchange.limits
+            if renewal.generation != exchange.generation or limits.bytes_per_day or limits.bytes_per_month:
                 await self._recheck(exchange)
-                exchange.generation = generation
+                exchange.generation = renewal.generation
         except (RedisAway, ValidationAway):
             # Without Redis a stream is asked about in PostgreSQL, as far as new requests leave room.
             if self.validator.has_spare_questions():
@@ -210,17 +227,48 @@ class Gateway:
                     pass
 
     async def _recheck(self, exchange: Exchange) -> None:
-        decision = await self.validator.decide(exchange.digest, b"", DEVICE_OK, b"", admit=False)
+        decision = await self.validator.decide(
+            exchange.digest, exchange.device, DEVICE_OK, exchange.open_scopes, exchange.address, mode=RECHECK
+        )
         if decision.outcome != Outcome.OK:
             exchange.interrupt(_REFUSALS[Outcome(decision.outcome)])
-        elif decision.expires:
+            return
+        if decision.expires:
             exchange.expires = decision.expires
+        if decision.limits != exchange.limits:
+            self._apply_limits(exchange, decision.limits)
+
+    def _apply_limits(self, exchange: Exchange, limits: Limits) -> None:
+        exchange.limits = limits
+        exchange.pace = self.paces.of(exchange.token_id, limits.bandwidth) if limits.bandwidth else None
+
+    def enter(self, exchange: Exchange, decision: Decision, open_scopes: bytes | None) -> None:
+        """Take down what was decided on, and what holds for the exchange while it lasts."""
+        exchange.token_id = decision.token_id
+        exchange.user_id = decision.user_id
+        exchange.generation = decision.generation
+        exchange.expires = decision.expires
+        exchange.open_scopes = open_scopes
+        exchange.lease = decision.lease
+        if decision.limits is not NONE:
+            self._apply_limits(exchange, decision.limits)
+        self.registry.add(exchange)
+
+    def leave(self, exchange: Exchange) -> None:
+        """The exchange is over: free what it held, count what it moved."""
+        exchange.end()
+        self.registry.discard(exchange)
+        if exchange.limits is not NONE:
+            self.validator.give_back(exchange)
+        self.meter.add(exchange)
 
     def _on_change(self, message: bytes) -> None:
         text = message.decode("latin-1")
         loop = asyncio.get_running_loop()
         if text == keys.RULES_CHANGED:
             tasks = [loop.create_task(self._load_rules())]
+        elif text == keys.GATE_CHANGED:
+            tasks = [loop.create_task(self.gate.load())]
         else:
             tasks = [loop.create_task(self._look_after(exchange)) for exchange in self.registry.of_digest(text)]
         for task in tasks:
@@ -269,8 +317,15 @@ class Gateway:
         # "/api/v1/prox%79/": it decodes to ours, but the bytes would be matched and sent as something else.
         raise MalformedRequest("the path's prefix is encoded")
 
-    async def admit(self, found: Incoming, below: bytes) -> tuple[str, Decision]:
+    def open_scopes(self, below: bytes) -> bytes | None:
+        """Return the restricted scopes that open a path, see :meth:`proxy.scopes.ScopeTable.scopes_of`."""
+        table = self._table
+        return b"" if table is None else table.scopes_of(below)
+
+    async def admit(self, found: Incoming, below: bytes, address: str) -> tuple[str, Decision]:
         """Return the token's digest and the decision that lets the request pass. Raises :class:`Refused`."""
+        if self.gate.closed:
+            raise Refused("gateway_closed", headers=GATE_RETRY)
         digest = self.digest_of(found)
         if found.device_seen == 1 and is_device_id(found.device):
             device_state = DEVICE_OK
@@ -278,10 +333,8 @@ class Gateway:
             device_state = DEVICE_MISSING
         else:
             device_state = DEVICE_MALFORMED
-        table = self._table
-        open_scopes = b"" if table is None else table.scopes_of(below)
         try:
-            decision = await self.validator.decide(digest, found.device, device_state, open_scopes)
+            decision = await self.validator.decide(digest, found.device, device_state, self.open_scopes(below), address)
         except ValidationAway:
             raise Refused("service_unavailable") from None
         outcome = decision.outcome
@@ -291,13 +344,19 @@ class Gateway:
                     self._well_formed.clear()
                 self._well_formed.add(digest)
             return digest, decision
-        if outcome == Outcome.SCOPE_FORBIDDEN and table is None:
+        if outcome == Outcome.SCOPE_FORBIDDEN and self._table is None:
             # The rules were never read; that is our trouble, not the caller's.
             raise Refused("service_unavailable")
-        if outcome == Outcome.RATE_LIMITED:
-            seconds = str(max(1, math.ceil(decision.reset_ms / 1000))).encode()
-            raise Refused("rate_limited", headers=(*self.limit_headers(decision), (b"retry-after", seconds)))
-        raise Refused(_REFUSALS[Outcome(outcome)])
+        raise self._refusal(decision)
+
+    def _refusal(self, decision: Decision) -> Refused:
+        code = _REFUSALS[Outcome(decision.outcome)]
+        if decision.rule:
+            headers, details = self._limit_headers.of_refusal(decision)
+            return Refused(code, headers=headers, details=details)
+        if decision.outcome == Outcome.ADDRESS_FORBIDDEN:
+            return Refused(code, details={"rule": "allowed_ips"})
+        return Refused(code, headers=GATE_RETRY if decision.outcome == Outcome.GATEWAY_CLOSED else ())
 
     def digest_of(self, found: Incoming) -> str:
         """Return the token's digest, after looking at its shape alone. Raises :class:`Refused`."""
@@ -310,10 +369,7 @@ class Gateway:
         return digest
 
     def limit_headers(self, decision: Decision) -> tuple[tuple[bytes, bytes], ...]:
-        if decision.remaining < 0:
-            return ()
-        reset = max(1, math.ceil(decision.reset_ms / 1000))
-        return (self._policy_header, (b"ratelimit", b'"proxy";r=%d;t=%d' % (decision.remaining, reset)))
+        return () if decision.remaining < 0 else self._limit_headers.of(decision)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = monotonic()
@@ -345,7 +401,9 @@ class Gateway:
                 code = "status"
                 await self._status(method, found, request_id, send)
                 return
-            digest, decision = await self.admit(found, below)
+            client = scope.get("client")
+            address, forwarding = self._forwarding.of(client[0] if client else "", scope["scheme"], found)
+            digest, decision = await self.admit(found, below, address)
         except Refused as refusal:
             code = refusal.code
             await self.refuse(send, refusal, found, request_id or os.urandom(16).hex().encode(), method)
@@ -364,22 +422,15 @@ class Gateway:
         task = asyncio.current_task()
         assert task is not None
         exchange = Exchange(digest, found.device, task, receive)
-        exchange.token_id = decision.token_id
-        exchange.user_id = decision.user_id
-        exchange.generation = decision.generation
-        exchange.expires = decision.expires
         exchange.user_agent = found.user_agent
-        client = scope.get("client")
-        exchange.address, forwarding = self._forwarding.of(client[0] if client else "", scope["scheme"], found)
+        exchange.address = address
+        self.enter(exchange, decision, self.open_scopes(below))
         relay = _Relay(self, scope, receive, send, found, below, decision, exchange, forwarding, request_id)
-        self.registry.add(exchange)
         outcome = "error"
         try:
             outcome = await relay.run()
         finally:
-            exchange.end()
-            self.registry.discard(exchange)
-            self.meter.add(exchange)
+            self.leave(exchange)
             self.metrics.relayed(outcome, exchange, relay.first_byte, started)
             if self._access_log is not None:
                 self._log(scope, outcome, exchange, started, request_id)
@@ -389,7 +440,7 @@ class Gateway:
     ) -> None:
         """Send one of our own answers."""
         language = found.accept_language if found is not None else b""
-        status, headers, body = answers.build(refusal.code, request_id, language)
+        status, headers, body = answers.build(refusal.code, request_id, language, refusal.details)
         headers.extend(refusal.headers)
         if found is not None:
             if found.expects_continue:
@@ -404,13 +455,15 @@ class Gateway:
         """``GET /proxy/status``: about the token itself; claims nothing, counts nothing, starts nothing."""
         if method not in ("GET", "HEAD"):
             raise Refused("method_not_allowed", headers=_STATUS_ALLOWS)
+        if self.gate.closed:
+            raise Refused("gateway_closed", headers=GATE_RETRY)
         digest = self.digest_of(found)
         try:
-            decision = await self.validator.decide(digest, b"", DEVICE_OK, b"", admit=False)
+            decision = await self.validator.decide(digest, b"", DEVICE_OK, b"", mode=LOOK)
         except ValidationAway:
             raise Refused("service_unavailable") from None
         if decision.outcome != Outcome.OK:
-            raise Refused(_REFUSALS[Outcome(decision.outcome)])
+            raise self._refusal(decision)
         usage = await metering.live_usage(self.link, decision.token_id)
         expires = decision.expires
         body = json.dumps(
@@ -425,6 +478,7 @@ class Gateway:
                 "duration_hours": decision.duration // 3_600_000,
                 "time_remaining_seconds": max(0, int((expires - time() * 1000) // 1000)) if expires else None,
                 "scope": decision.scope.decode(),
+                "limits": self._limit_headers.shown(decision.limits),
                 "usage": usage,
             }
         ).encode()
@@ -677,6 +731,8 @@ class _Relay:
                     return
                 exchange.progress = monotonic()
                 if body := message["body"]:
+                    if exchange.pace is not None:
+                        body = await self._pace(exchange.pace, body, partial(self._pass_up, writer))
                     await writer.write(body)
                     exchange.bytes_in += len(body)
                 if not message["more_body"]:
@@ -717,11 +773,33 @@ class _Relay:
                 first = False
                 if not exchange.has_body:
                     exchange.watch()
+            if exchange.pace is not None:
+                chunk = await self._pace(exchange.pace, chunk, self._pass_down)
             await send({"type": "http.response.body", "body": chunk, "more_body": more})
             exchange.bytes_out += len(chunk)
             exchange.progress = monotonic()
             if not more:
                 return
+
+    async def _pace(self, pace: Pace, data: bytes, pass_on: Callable[[bytes], Awaitable[None]]) -> bytes:
+        """Pass data on piece by piece, each when its time has come; return the last one at its time."""
+        held = b""
+        for piece in pace.pieces(data):
+            if held:
+                await pass_on(held)
+            held = piece
+            await pace.take(len(piece))
+            # The deadlines are for peers that stall, not for what we hold back.
+            self.exchange.progress = monotonic()
+        return held
+
+    async def _pass_up(self, writer: StreamWriter, piece: bytes) -> None:
+        await writer.write(piece)
+        self.exchange.bytes_in += len(piece)
+
+    async def _pass_down(self, piece: bytes) -> None:
+        await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+        self.exchange.bytes_out += len(piece)
 
     def _release(self) -> None:
         """Give the connection back for the next request, if request and answer are both complete."""

@@ -15,6 +15,9 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.streams import StreamReader
 from django.conf import settings
 
+from proxy.limits import NONE
+from proxy.pacing import Pace
+
 #: Seconds between two looks.
 TICK = 0.1
 
@@ -44,6 +47,10 @@ class Exchange:
         "has_body",
         "is_event_stream",
         "is_websocket",
+        "lease",
+        "limits",
+        "open_scopes",
+        "pace",
         "payload",
         "phase",
         "progress",
@@ -73,6 +80,13 @@ class Exchange:
         self.phase = WAITING
         #: Milliseconds since the epoch; 0 before activation.
         self.expires = 0
+        self.limits = NONE
+        #: Counts against the token's requests at once; empty where nothing limits them.
+        self.lease = b""
+        #: The restricted scopes that open the path, see :meth:`proxy.scopes.ScopeTable.scopes_of`.
+        self.open_scopes: bytes | None = None
+        #: What slows the streams of this token down, if anything does.
+        self.pace: Pace | None = None
         self.bytes_in = self.bytes_out = self.reported_in = self.reported_out = 0
         #: The upstream has begun to answer, so the request counts.
         self.reached = False
@@ -157,6 +171,10 @@ class Registry:
             await asyncio.wait_for(self._empty.wait(), seconds)
         except TimeoutError:
             pass
+
+    def count_of(self, token_id: bytes) -> int:
+        """Return how many exchanges of a token run. Looks at all of them."""
+        return sum(exchange.token_id == token_id for exchange in self._open)
 
     def of_digest(self, digest: str) -> list[Exchange]:
         return [exchange for exchange in self._open if exchange.digest == digest]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pgtrigger
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
@@ -176,6 +177,8 @@ class AccessToken(models.Model):
     #: the moment, so that older reports still on their way do not bring the device back.
     device_id = models.CharField(_("device"), max_length=255, blank=True, default="")
     device_seen_at = models.DateTimeField(_("device seen at"), null=True, blank=True)
+    #: Networks in CIDR notation that clients may come from; none is every network.
+    allowed_ips = ArrayField(models.CharField(max_length=43), verbose_name=_("allowed networks"), default=list)
     #: Any change the gateway must learn of moves this.
     changed_at = models.DateTimeField(default=clock.now, db_index=True, editable=False)
 

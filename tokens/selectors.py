@@ -31,6 +31,11 @@ class Credential:
     #: The device that used it last, and when, as far as that was written.
     device_id: str
     device_seen_at: datetime | None
+    #: The owner's tier and its rate, proxied requests a minute; ``None`` is the platform's.
+    tier: str = ""
+    tier_rate: int | None = None
+    #: Networks in CIDR notation that clients may come from; none is every network.
+    networks: tuple[str, ...] = ()
 
 
 def credential_by_digest(digest: str) -> Credential | None:
@@ -49,12 +54,16 @@ def credential_by_digest(digest: str) -> Credential | None:
             "owner__is_superuser",
             "device_id",
             "device_seen_at",
+            "owner__tier_id",
+            "owner__tier__proxy_requests_per_minute",
+            "allowed_ips",
         )
         .first()
     )
     if row is None:
         return None
-    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser, device_id, seen_at = row
+    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser, *rest = row
+    device_id, seen_at, tier, tier_rate, networks = rest
     return Credential(
         token_id=token_id,
         user_id=user_id,
@@ -67,6 +76,9 @@ def credential_by_digest(digest: str) -> Credential | None:
         owner_is_superuser=superuser,
         device_id=device_id,
         device_seen_at=seen_at,
+        tier=tier,
+        tier_rate=tier_rate,
+        networks=tuple(networks),
     )
 
 
@@ -88,6 +100,17 @@ def digests_of_user(user_id: uuid.UUID) -> list[tuple[uuid.UUID, str]]:
     return list(
         AccessToken.objects.filter(owner_id=user_id, revoked_at__isnull=True).order_by("pk").values_list("id", "digest")
     )
+
+
+def digests_of_tier(tier: str) -> list[str]:
+    """Return the digests of every usable token whose owner has a tier."""
+    usable = AccessToken.objects.usable().filter(owner__tier_id=tier)
+    return list(usable.order_by("pk").values_list("digest", flat=True))
+
+
+def digest_of(token_id: uuid.UUID) -> str | None:
+    """Return the digest of a token; ``None`` when there is none."""
+    return AccessToken.objects.filter(pk=token_id).values_list("digest", flat=True).first()
 
 
 def changed_since(moment: datetime) -> list[ChangedCredential]:

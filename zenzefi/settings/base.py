@@ -283,6 +283,8 @@ GATEWAY = {
     "negative_cache_seconds": env.integer("GATEWAY_NEGATIVE_CACHE_SECONDS", 10, minimum=1),
     # Requests a second that one process may validate in PostgreSQL while Redis is down.
     "fallback_rate": env.integer("GATEWAY_FALLBACK_RATE", 50, minimum=1),
+    # How long a request counts against its token's requests at once after its worker was last heard of.
+    "lease_seconds": env.seconds("GATEWAY_LEASE_SECONDS", "30"),
     "shutdown_grace": env.seconds("GATEWAY_SHUTDOWN_GRACE", "10"),
     # A line per proxied request in the log. At thousands a second it costs more than the relaying.
     "access_log": env.boolean("GATEWAY_ACCESS_LOG", False),
