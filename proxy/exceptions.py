@@ -21,3 +21,7 @@ class Refused(Exception):
         self.headers = headers
         #: What the body says beyond code and sentence.
         self.details = details
+
+
+class UnknownLimit(ValueError):
+    """A limit was named that there is not."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -96,17 +96,6 @@ def unpack(rate: bytes, packed: bytes) -> Limits:
 
 
 # --- networks
-
-
-def as_networks(texts: Iterable[str]) -> list[str]:
-    """Return networks in their canonical form, each once. Raises ``ValueError`` for what is not a network.
-
-    An address stands for itself alone; bits behind the prefix are cleared, as ``10.1.2.3/8`` is often written.
-    """
-    found: dict[str, None] = {}
-    for text in texts:
-        found[str(ipaddress.ip_network(text.strip(), strict=False))] = None
-    return list(found)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -14,7 +14,6 @@ from django.utils.translation import gettext_lazy as _
 from proxy.scopes import InvalidPattern, parse_pattern
 from zenzefi.lib import clock
 
-
 #: What Redis counts in its scripts exactly.
 MAX_QUOTA = 2**52
 

@@ -376,9 +376,7 @@ class Validator:
         if not exchange.reached and (limits.requests_per_day or limits.requests_per_month):
             now = clock.now()
             self._link.tell(b"HINCRBY", b"%bday:%b:%d" % (self._prefix, token_id, day_number(now)), b"admitted", -1)
-            self._link.tell(
-                b"HINCRBY", b"%bmonth:%b:%d" % (self._prefix, token_id, month_number(now)), b"admitted", -1
-            )
+            self._link.tell(b"HINCRBY", b"%bmonth:%b:%d" % (self._prefix, token_id, month_number(now)), b"admitted", -1)
 
 
 @dataclass(frozen=True, slots=True)

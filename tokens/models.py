@@ -191,6 +191,7 @@ class AccessToken(models.Model):
         permissions = [
             ("revoke_with_refund", _("Can revoke access tokens with a refund")),
             ("revoke_without_refund", _("Can revoke access tokens without a refund")),
+            ("release_devices", _("Can release the devices of access tokens")),
         ]
         indexes = [
             models.Index(fields=["owner", "-created_at", "-id"], name="tokens_token_owner"),

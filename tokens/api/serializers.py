@@ -29,8 +29,20 @@ class PurchaseSerializer(serializers.Serializer[Any]):
     label = StringField(max_length=100, allow_blank=True, default="")  # type: ignore[assignment]
 
 
-class LabelSerializer(serializers.Serializer[Any]):
+class TokenChangeSerializer(serializers.Serializer[Any]):
     label = StringField(max_length=100, allow_blank=True, required=False)  # type: ignore[assignment]
+    allowed_ips = serializers.ListField(
+        child=StringField(max_length=64),
+        max_length=50,
+        required=False,
+        help_text=_("Addresses and networks (CIDR) that the token may be used from; an empty list is every network."),
+    )
+
+
+class ReleaseDeviceSerializer(serializers.Serializer[Any]):
+    device_id = StringField(
+        max_length=255, required=False, help_text=_("The device to release; all of them when it is left out.")
+    )
 
 
 class CheckSerializer(serializers.Serializer[Any]):
@@ -67,6 +79,9 @@ class TokenSerializer(serializers.ModelSerializer[AccessToken]):
     status = serializers.SerializerMethodField()
     is_active = serializers.BooleanField(source="is_usable", help_text=_("Neither expired nor revoked."))
     time_remaining_seconds = serializers.SerializerMethodField(help_text=_("Null before activation."))
+    allowed_ips = serializers.ListField(
+        child=serializers.CharField(), help_text=_("Networks that the token may be used from; none is every network.")
+    )
     device = serializers.SerializerMethodField(help_text=_("The device that used it last."))
 
     class Meta:
@@ -87,6 +102,7 @@ class TokenSerializer(serializers.ModelSerializer[AccessToken]):
             "revoked_at",
             "time_remaining_seconds",
             "device",
+            "allowed_ips",
         ]
 
     @extend_schema_field(serializers.ChoiceField(choices=AccessToken.Status.choices))

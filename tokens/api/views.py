@@ -18,16 +18,25 @@ from tokens.api.serializers import (
     ActiveOnlySerializer,
     CheckResultSerializer,
     CheckSerializer,
-    LabelSerializer,
     PriceSerializer,
     PurchaseResultSerializer,
     PurchaseSerializer,
+    ReleaseDeviceSerializer,
     RevocationSerializer,
+    TokenChangeSerializer,
     TokenSerializer,
     TokenWithSecretSerializer,
     seconds_remaining,
 )
-from tokens.exceptions import DurationNotSold, ScopeNotSold, TokenAlreadyRevoked, TokenExpired, TokenNotFound
+from tokens.exceptions import (
+    DurationNotSold,
+    InvalidNetwork,
+    ScopeNotSold,
+    TokenAlreadyRevoked,
+    TokenExpired,
+    TokenNotFound,
+    TooManyNetworks,
+)
 from wallet.exceptions import BalanceLimitExceeded, InsufficientBalance
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
 from zenzefi.lib.parsers import expect_no_fields
@@ -105,13 +114,17 @@ class TokenView(APIView):
         return Response(TokenSerializer(selectors.token_of(request.user, token_id)).data)
 
     @extend_schema(
-        summary="Name a token",
+        summary="Name a token, or bind it to networks",
+        description="What is left out stays. Networks count from the next request on; open streams from elsewhere end.",
         tags=["Tokens"],
-        request=LabelSerializer,
-        responses={200: TokenSerializer, **error_responses(400, 401, 413, 415, TokenNotFound)},
+        request=TokenChangeSerializer,
+        responses={
+            200: TokenSerializer,
+            **error_responses(400, 401, 413, 415, TokenNotFound, InvalidNetwork, TooManyNetworks),
+        },
     )
     def patch(self, request: Request, token_id: uuid.UUID) -> Response:
-        body = LabelSerializer(data=request.data)
+        body = TokenChangeSerializer(data=request.data)
         body.is_valid(raise_exception=True)
         token = services.update_token(token_id=token_id, owner=request.user, **body.validated_data)
         return Response(TokenSerializer(token).data)
@@ -169,13 +182,15 @@ class RotateView(APIView):
 class ReleaseDeviceView(APIView):
     @extend_schema(
         summary="Let another device use the token at once",
+        description="Frees the seat of one device, or of all.",
         tags=["Tokens"],
-        request=None,
+        request=ReleaseDeviceSerializer,
         responses={200: TokenSerializer, **error_responses(400, 401, 413, 415, TokenNotFound)},
     )
     def post(self, request: Request, token_id: uuid.UUID) -> Response:
-        expect_no_fields(request)
-        token = services.release_device(token_id=token_id, owner=request.user)
+        body = ReleaseDeviceSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        token = services.release_device(token_id=token_id, owner=request.user, **body.validated_data)
         return Response(TokenSerializer(token).data)
 
 

@@ -6,7 +6,7 @@ The order of locks in every flow: accounts of the wallet, then tokens, each in t
 from tokens.services.devices import claim_device
 from tokens.services.issuing import IssuedToken, issue_tokens
 from tokens.services.lifecycle import Activation, activate_token, record_device_use, record_expiries
-from tokens.services.maintenance import RotatedToken, release_device, rotate_token, update_token
+from tokens.services.maintenance import RotatedToken, as_networks, release_device, rotate_token, update_token
 from tokens.services.pricing import apply_price_list, cancel_price_change, schedule_price
 from tokens.services.purchase import PurchasedToken, list_price, purchase_token, scope_for_sale, source_of
 from tokens.services.revocation import Revocation, refund_due, refund_for, revoke_token
@@ -19,6 +19,7 @@ __all__ = [
     "RotatedToken",
     "activate_token",
     "apply_price_list",
+    "as_networks",
     "cancel_price_change",
     "claim_device",
     "issue_tokens",
