@@ -154,9 +154,6 @@ def publish_switch() -> None:
     with transaction.atomic():
         switch = GatewaySwitch.objects.select_for_update().filter(pk=GatewaySwitch.ONLY).first()
         closed = switch is not None and switch.is_closed
-        if closed:
-            changed = client.set(keys.gate(), "1", nx=True)
-        else:
-            changed = client.delete(keys.gate())
+        changed = client.set(keys.gate(), "1", nx=True) if closed else client.delete(keys.gate())
         if changed:
             client.publish(keys.changes_channel(), keys.GATE_CHANGED)

@@ -40,9 +40,9 @@ _DEVICE = OpenApiParameter(
 _DESCRIPTION = """Relayed byte for byte, streamed both ways, to the same path on the Zenzefi server; WebSockets too.
 
 Checked in this order: gateway open (503), token (401), device header (403, 400), client's address (403), path and scope
-(400, 403), device (409), limits (429), then the Zenzefi server (502, 503, 504). The token's clock starts when its first request has reached that server.
-The answers below are the gateway's own and carry `X-Zenzefi-Error`; any other is the Zenzefi server's and passes as it
-is. The token is never taken from the query string or a cookie, and never sent on."""
+(400, 403), device (409), limits (429), then the Zenzefi server (502, 503, 504). The token's clock starts when its first
+request has reached that server. The answers below are the gateway's own and carry `X-Zenzefi-Error`; any other is the
+Zenzefi server's and passes as it is. The token is never taken from the query string or a cookie, and never sent on."""
 
 
 class GatewayNotServed(DomainError):

@@ -67,9 +67,11 @@ def test_an_active_token_shows_its_end_and_usage(live, issue):
     assert 86_300 < shown["time_remaining_seconds"] <= 86_400
     assert shown["usage"]["bytes_in"] == 1000
     assert shown["usage"]["bytes_out"] > size == 5000
-    assert shown["usage"]["today"] == shown["usage"]["this_month"] == {
-        name: shown["usage"][name] for name in ("requests", "bytes_in", "bytes_out")
-    }
+    assert (
+        shown["usage"]["today"]
+        == shown["usage"]["this_month"]
+        == {name: shown["usage"][name] for name in ("requests", "bytes_in", "bytes_out")}
+    )
 
 
 def test_it_is_refused_like_any_request(live, issue):
