@@ -14,12 +14,16 @@ from django.utils.translation import gettext, gettext_noop
 from django.utils.translation.trans_real import parse_accept_lang_header
 
 Header = tuple[bytes, bytes]
+#: Seconds a caller is asked to wait where nothing better is known.
+RETRY_AFTER = b"2"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int
     text: str
+    #: Seconds, of a 503.
+    retry_after: bytes = RETRY_AFTER
 
 
 ANSWERS = {
@@ -38,7 +42,7 @@ ANSWERS = {
     "rate_limited": Answer(429, gettext_noop("Too many requests.")),
     "concurrency_limited": Answer(429, gettext_noop("Too many requests of this access token at once.")),
     "quota_exceeded": Answer(429, gettext_noop("The quota of this access token is used up.")),
-    "gateway_closed": Answer(503, gettext_noop("The gateway is closed for the moment. Please try again later.")),
+    "gateway_closed": Answer(503, gettext_noop("The gateway is closed for the moment. Please try again later."), b"30"),
     "method_not_allowed": Answer(405, gettext_noop("This method is not relayed.")),
     "request_timeout": Answer(408, gettext_noop("The request body did not arrive in time.")),
     "upstream_unreachable": Answer(502, gettext_noop("The Zenzefi server cannot be reached.")),
@@ -50,8 +54,6 @@ ANSWERS = {
     "shutting_down": Answer(503, gettext_noop("The service is restarting. Please try again.")),
     "internal_error": Answer(500, gettext_noop("Something went wrong on our side.")),
 }
-#: Seconds a caller is asked to wait where nothing better is known.
-RETRY_AFTER = b"2"
 
 
 @functools.lru_cache(maxsize=256)
@@ -82,7 +84,8 @@ def build(
     body = b'%b, "request_id": "%b"}' % (_body_start(code, language), request_id)
     if details:
         body = b"%b, %b" % (body[:-1], json.dumps(details).encode()[1:])
-    status = ANSWERS[code].status
+    answer = ANSWERS[code]
+    status = answer.status
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -96,5 +99,5 @@ def build(
         # RFC 9110 §15.5.2 demands a challenge.
         headers.append((b"www-authenticate", b'X-Access-Token realm="zenzefi"'))
     elif status == 503:
-        headers.append((b"retry-after", RETRY_AFTER))
+        headers.append((b"retry-after", answer.retry_after))
     return status, headers, body

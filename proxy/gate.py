@@ -16,9 +16,6 @@ from proxy.streams import Registry
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a caller is asked to wait while the gateway is closed.
-GATE_RETRY = ((b"retry-after", b"30"),)
-
 
 class Gate:
     """One worker's knowledge of the switch."""

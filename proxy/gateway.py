@@ -28,7 +28,7 @@ from proxy import answers, keys, metering, selectors, upstream
 from proxy.cors import Cors
 from proxy.database import Database, DatabaseAway
 from proxy.exceptions import MalformedRequest, Refused
-from proxy.gate import GATE_RETRY, Gate
+from proxy.gate import Gate
 from proxy.headers import (
     Forwarding,
     Incoming,
@@ -325,7 +325,7 @@ class Gateway:
     async def admit(self, found: Incoming, below: bytes, address: str) -> tuple[str, Decision]:
         """Return the token's digest and the decision that lets the request pass. Raises :class:`Refused`."""
         if self.gate.closed:
-            raise Refused("gateway_closed", headers=GATE_RETRY)
+            raise Refused("gateway_closed")
         digest = self.digest_of(found)
         if found.device_seen == 1 and is_device_id(found.device):
             device_state = DEVICE_OK
@@ -356,7 +356,7 @@ class Gateway:
             return Refused(code, headers=headers, details=details)
         if decision.outcome == Outcome.ADDRESS_FORBIDDEN:
             return Refused(code, details={"rule": "allowed_ips"})
-        return Refused(code, headers=GATE_RETRY if decision.outcome == Outcome.GATEWAY_CLOSED else ())
+        return Refused(code)
 
     def digest_of(self, found: Incoming) -> str:
         """Return the token's digest, after looking at its shape alone. Raises :class:`Refused`."""
@@ -456,7 +456,7 @@ class Gateway:
         if method not in ("GET", "HEAD"):
             raise Refused("method_not_allowed", headers=_STATUS_ALLOWS)
         if self.gate.closed:
-            raise Refused("gateway_closed", headers=GATE_RETRY)
+            raise Refused("gateway_closed")
         digest = self.digest_of(found)
         try:
             decision = await self.validator.decide(digest, b"", DEVICE_OK, b"", mode=LOOK)

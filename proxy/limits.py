@@ -91,8 +91,14 @@ assert {field.name for field in fields(Limits)} >= set(QUOTAS)
 @functools.lru_cache(maxsize=4096)
 def unpack(rate: bytes, packed: bytes) -> Limits:
     """Return what a credential in Redis says; its networks stay there."""
-    seats, concurrency, *quotas, bandwidth = map(int, packed.split()) if packed else _NOTHING
-    return Limits(int(rate or 0), seats, concurrency, *quotas, bandwidth)
+    seats, concurrency, *counts, bandwidth = map(int, packed.split()) if packed else _NOTHING
+    return Limits(
+        rate=int(rate or 0),
+        seats=seats,
+        concurrency=concurrency,
+        bandwidth=bandwidth,
+        **dict(zip(QUOTAS, counts, strict=True)),
+    )
 
 
 # --- networks

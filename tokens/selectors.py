@@ -62,8 +62,8 @@ def credential_by_digest(digest: str) -> Credential | None:
     )
     if row is None:
         return None
-    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser, *rest = row
-    device_id, seen_at, tier, tier_rate, networks = rest
+    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser = row[:9]
+    device_id, seen_at, tier, tier_rate, networks = row[9:]
     return Credential(
         token_id=token_id,
         user_id=user_id,

@@ -153,7 +153,7 @@ def test_a_stream_from_inside_goes_on(live, issue, allow):
         (["10.0.0.0/33"], "invalid_network"),
         (["fe80::1%eth0"], "invalid_network"),
         ([""], "validation_error"),
-        (["10.0.0.0/8\0"], "validation_error"),
+        (["10.0.0.0/8\0"], "parse_error"),
         (["1.2.3.4 5.6.7.8"], "invalid_network"),
         ([f"10.0.0.{number}" for number in range(51)], "validation_error"),
         (["x" * 65], "validation_error"),

@@ -5,8 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from notifications.models import OutboxEvent
 from proxy import keys
@@ -30,7 +35,7 @@ def signed_in(issued):
 
 
 def holders(issued):
-    client = redis_client.client()
+    client: Any = redis_client.client()
     return {name.decode() for name in client.zrange(keys.seats(issued.token.pk), 0, -1)}
 
 
@@ -200,15 +205,10 @@ def test_without_redis_the_list_says_that_it_does_not_know(issue, settings, monk
         token=issued.token, user=issued.token.owner, device_id=DEVICE, started_at=now, last_activity_at=now
     )
     owner = signed_in(issued)
-    monkeypatch.setattr("proxy.selectors.redis_client.client", _away)
+    away = redis.Redis(unix_socket_path="/nowhere/redis.sock", retry=Retry(NoBackoff(), 0))
+    monkeypatch.setattr("proxy.selectors.redis_client", SimpleNamespace(client=lambda: away))
 
     assert owner.get(f"tokens/{issued.token.pk}/devices")["items"][0]["holds_seat"] is None
-
-
-def _away():
-    import redis
-
-    return redis.Redis(unix_socket_path="/nowhere/redis.sock")
 
 
 def test_a_seat_that_is_left_can_be_claimed_again(live, issue, allow):

@@ -147,7 +147,7 @@ def test_a_window_takes_six_bytes_a_request(live, issue, allow):
         assert [client.get("json").status_code for _ in range(2)] == [200, 429]
 
     assert redis_client.client().llen(window) == 20_000
-    assert redis_client.client().memory_usage(window, samples=0) < 130_000
+    assert (redis_client.client().memory_usage(window, samples=0) or 0) in range(100_000, 130_000)
 
 
 # --- requests at once
