@@ -91,14 +91,9 @@ assert {field.name for field in fields(Limits)} >= set(QUOTAS)
 @functools.lru_cache(maxsize=4096)
 def unpack(rate: bytes, packed: bytes) -> Limits:
     """Return what a credential in Redis says; its networks stay there."""
-    seats, concurrency, *counts, bandwidth = map(int, packed.split()) if packed else _NOTHING
-    return Limits(
-        rate=int(rate or 0),
-        seats=seats,
-        concurrency=concurrency,
-        bandwidth=bandwidth,
-        **dict(zip(QUOTAS, counts, strict=True)),
-    )
+    values = map(int, packed.split()) if packed else _NOTHING
+    seats, concurrency, day_requests, month_requests, day_bytes, month_bytes, bandwidth = values
+    return Limits(int(rate or 0), seats, concurrency, day_requests, month_requests, day_bytes, month_bytes, bandwidth)
 
 
 # --- networks

@@ -108,11 +108,6 @@ def digests_of_tier(tier: str) -> list[str]:
     return list(usable.order_by("pk").values_list("digest", flat=True))
 
 
-def digest_of(token_id: uuid.UUID) -> str | None:
-    """Return the digest of a token; ``None`` when there is none."""
-    return AccessToken.objects.filter(pk=token_id).values_list("digest", flat=True).first()
-
-
 def changed_since(moment: datetime) -> list[ChangedCredential]:
     """Return the credentials that changed at or after a moment.
 
