@@ -12,16 +12,15 @@ import asyncio
 import gc
 import json
 import logging
-import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
+from random import getrandbits
 from time import monotonic, time
 from typing import Any
 
 import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
-from aiohttp.streams import StreamReader
 from django.conf import settings
 
 from proxy import answers, keys, metering, selectors, upstream
@@ -47,6 +46,7 @@ from proxy.pacing import Pace, Paces
 from proxy.redis_link import RedisAway, RedisLink
 from proxy.scopes import ScopeTable
 from proxy.streams import BROKEN_OFF, CLIENT_GONE, IDLE, STREAMING, TICK, UPLOADING, WAITING, Exchange, Registry
+from proxy.upstream_protocol import UpstreamBroke, UpstreamInvalid, UpstreamProtocol
 from proxy.validation import (
     DEVICE_MALFORMED,
     DEVICE_MISSING,
@@ -63,6 +63,7 @@ from proxy.validation import (
 from proxy.websocket import relay_websocket
 from tokens import secrets
 from zenzefi.lib import health
+from zenzefi.lib.streaming import BODY_FOLLOWS
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Gateway:
         self._background: set[asyncio.Task[Any]] = set()
         logging.getLogger("uvicorn.error").addFilter(_expected_hangups)
         await asyncio.gather(self.link.start(), self._changes.start(), self._load_rules(), self.gate.load())
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._ticking(), name="gateway-tick"),
             loop.create_task(self._every_second(), name="gateway-second"),
@@ -381,7 +382,9 @@ class Gateway:
         try:
             try:
                 found = read_request(scope["headers"], scope["http_version"])
-                request_id = found.request_id if is_request_id(found.request_id) else os.urandom(16).hex().encode()
+                request_id = found.request_id
+                if not request_id or not is_request_id(request_id):
+                    request_id = new_request_id()
                 below = self.below_prefix(scope)
             except MalformedRequest as exc:
                 logger.info("Malformed request: %s", exc)
@@ -406,7 +409,7 @@ class Gateway:
             digest, decision = await self.admit(found, below, address)
         except Refused as refusal:
             code = refusal.code
-            await self.refuse(send, refusal, found, request_id or os.urandom(16).hex().encode(), method)
+            await self.refuse(send, refusal, found, request_id or new_request_id(), method)
             return
         except Exception:
             logger.exception("A request could not be decided on")
@@ -419,7 +422,8 @@ class Gateway:
                 if self._access_log is not None:
                     self._log(scope, code, None, started, request_id)
 
-        task = asyncio.current_task()
+        # Named, the loop need not be looked for, which costs a system call.
+        task = asyncio.current_task(self._loop)
         assert task is not None
         exchange = Exchange(digest, found.device, task, receive)
         exchange.user_agent = found.user_agent
@@ -601,11 +605,10 @@ class _Relay:
         gateway = self.gateway
         if not gateway.upstream.targets:
             raise Refused("upstream_missing")
-        message, payload = await self._reach_upstream()
+        protocol = await self._reach_upstream()
         self.first_byte = exchange.progress = monotonic()
         exchange.phase = STREAMING
         exchange.reached = True
-        exchange.payload = payload
 
         decision = self.decision
         if not decision.activated:
@@ -613,12 +616,12 @@ class _Relay:
                 raise Refused("token_revoked")
             exchange.expires = decision.expires
 
-        status: int = message.code
+        status = protocol.status
         cors = gateway.cors.headers(self.found.origin) if self.found.origin else ()
-        answer = read_answer(message.raw_headers, gateway._rewriter, drop_cors=bool(cors))
+        answer = read_answer(protocol.headers, gateway._rewriter, drop_cors=bool(cors))
         exchange.is_event_stream = answer.is_event_stream
         without_body = self.method == "HEAD" or status in (204, 304)
-        headers = self._framed(answer, status, chunked=message.chunked)
+        headers = self._framed(answer, status)
         headers.append((b"x-request-id", self.request_id))
         if decision.remaining >= 0:
             headers.extend(gateway.limit_headers(decision))
@@ -628,29 +631,34 @@ class _Relay:
 
         send = self.send
         self.head_sent = True
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        chunk = b"" if without_body else protocol.read_body_nowait()
+        start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
+        # Our server writes the head together with a body that is there already.
+        if without_body or ((chunk or protocol.is_complete) and exchange.pace is None):
+            start[BODY_FOLLOWS] = True
+        await send(start)
         if without_body:
             exchange.finishing = True
             await send(_EMPTY_END)
         else:
-            await self._stream(payload)
+            await self._stream(protocol, chunk)
         self._release()
         return f"{status // 100}xx"
 
-    def _framed(self, answer: Outgoing, status: int, *, chunked: bool) -> list[tuple[bytes, bytes]]:
+    def _framed(self, answer: Outgoing, status: int) -> list[tuple[bytes, bytes]]:
         """Return the headers with the length where there is one to keep.
 
         A body with a Content-Encoding goes out chunked: deployed clients decode it and cut the result at the
         encoded length otherwise.
         """
         length = answer.length
-        known = length is not None and length.isdigit() and not chunked and status not in (204, 304)
+        known = length is not None and length.isdigit() and not answer.chunked and status not in (204, 304)
         if known and (self.method == "HEAD" or not answer.encoded):
             answer.headers.append((b"content-length", length or b""))
         return answer.headers
 
-    async def _reach_upstream(self) -> tuple[Any, StreamReader]:
-        """Connect, send, and return the answer's head and body. Raises :class:`Refused`."""
+    async def _reach_upstream(self) -> UpstreamProtocol:
+        """Connect, send, and return the connection once the answer's head has come. Raises :class:`Refused`."""
         pool = self.gateway.upstream
         retries = 1 if self.upload_done and self.method in IDEMPOTENT else 0
         while True:
@@ -661,19 +669,20 @@ class _Relay:
                 raise Refused("upstream_unreachable") from None
             self.connection = connection
             try:
-                protocol = upstream.begin(connection, self._head(target), without_body=self.method == "HEAD")
-                self.exchange.protocol = protocol
+                protocol = upstream.protocol_of(connection)
+                protocol.begin(self._head(target), without_body=self.method == "HEAD")
                 if not self.upload_done and self.upload is None:
                     self.exchange.phase = UPLOADING
                     writer = StreamWriter(protocol, asyncio.get_running_loop())
                     if self.found.chunked:
                         writer.enable_chunking()
                     self.upload = asyncio.get_running_loop().create_task(self._upload(writer))
-                return await upstream.read_head(protocol)
-            except upstream.UpstreamInvalid as exc:
+                await protocol.read_head()
+                return protocol
+            except UpstreamInvalid as exc:
                 logger.warning("Upstream %s sent an invalid answer: %s", target.url, exc)
                 raise Refused("upstream_invalid") from None
-            except upstream.UpstreamBroke as exc:
+            except UpstreamBroke as exc:
                 upstream.abandon(connection)
                 self.connection = None
                 # Nobody has read the body yet when the pooled connection was found closed.
@@ -750,8 +759,8 @@ class _Relay:
         if not exchange.finishing:
             exchange.interrupt(CLIENT_GONE)
 
-    async def _stream(self, payload: StreamReader) -> None:
-        """Relay the answer's body as it comes.
+    async def _stream(self, protocol: UpstreamProtocol, chunk: bytes) -> None:
+        """Relay the answer's body as it comes; ``chunk`` came with its head.
 
         Raises :class:`_BrokenOff`. Returning without the last chunk then makes the server hang up, which is what
         tells the client that the answer is not whole.
@@ -759,13 +768,19 @@ class _Relay:
         exchange, send = self.exchange, self.send
         first = True
         while True:
-            try:
-                chunk = await payload.readany()
-            except (aiohttp.ClientError, OSError) as exc:
-                logger.warning("The upstream broke off in the middle of an answer: %s", exc)
-                raise _BrokenOff from None
-            exchange.progress = monotonic()
-            more = not payload.at_eof()
+            more = not protocol.is_complete
+            if more and not chunk:
+                try:
+                    chunk = await protocol.read_body()
+                except UpstreamBroke as exc:
+                    logger.warning("The upstream broke off in the middle of an answer: %s", exc)
+                    raise _BrokenOff from None
+                exchange.progress = monotonic()
+                more = not protocol.is_complete
+            if exchange.pace is not None and chunk:
+                if not exchange.has_body:
+                    exchange.watch()
+                chunk = await self._pace(exchange.pace, chunk, self._pass_down)
             if not more:
                 # From here on the server's http.disconnect means the end of the exchange as well.
                 exchange.finishing = True
@@ -773,13 +788,12 @@ class _Relay:
                 first = False
                 if not exchange.has_body:
                     exchange.watch()
-            if exchange.pace is not None:
-                chunk = await self._pace(exchange.pace, chunk, self._pass_down)
             await send({"type": "http.response.body", "body": chunk, "more_body": more})
             exchange.bytes_out += len(chunk)
             exchange.progress = monotonic()
             if not more:
                 return
+            chunk = b""
 
     async def _pace(self, pace: Pace, data: bytes, pass_on: Callable[[bytes], Awaitable[None]]) -> bytes:
         """Pass data on piece by piece, each when its time has come; return the last one at its time."""
@@ -817,6 +831,11 @@ def _expected_hangups(record: logging.LogRecord) -> bool:
         "ASGI callable returned without completing response.",
         "ASGI callable returned without completing handshake.",
     )
+
+
+def new_request_id() -> bytes:
+    """Return an id for a request that brought none: unique, not secret, so without a system call."""
+    return b"%032x" % getrandbits(128)
 
 
 class _BrokenOff(Exception):

@@ -113,40 +113,17 @@ def _classify(name: bytes) -> int:
 class Incoming:
     """A request's head as the gateway needs it, read in one pass."""
 
-    __slots__ = (
-        "accept_language",
-        "authorization",
-        "chunked",
-        "codings",
-        "connection",
-        "device",
-        "device_seen",
-        "expects_continue",
-        "forwarded",
-        "forwarded_for",
-        "forwarded_host",
-        "forwarded_proto",
-        "host",
-        "hosts",
-        "length",
-        "lengths",
-        "lines",
-        "origin",
-        "request_id",
-        "token",
-        "tokens",
-        "user_agent",
-        "via",
-    )
+    # Defaults stand in the class: most requests have few of these.
+    token = device = host = connection = via = b""
+    forwarded_for = forwarded_proto = forwarded_host = forwarded = b""
+    request_id = accept_language = user_agent = origin = b""
+    tokens = device_seen = hosts = lengths = codings = 0
+    length: int | None = None
+    chunked = expects_continue = False
 
     def __init__(self) -> None:
+        #: Header lines that may reach the upstream.
         self.lines: list[bytes] = []
-        self.token = self.device = self.host = self.connection = self.via = b""
-        self.forwarded_for = self.forwarded_proto = self.forwarded_host = self.forwarded = b""
-        self.request_id = self.accept_language = self.user_agent = self.origin = b""
-        self.tokens = self.device_seen = self.hosts = self.lengths = self.codings = 0
-        self.length: int | None = None
-        self.chunked = self.expects_continue = False
 
     @property
     def has_body(self) -> bool:
@@ -350,7 +327,7 @@ _DROPPED_ANSWER = _HOP_BY_HOP | {
     b"alt-svc",
 }
 _ANSWER_PASS, _ANSWER_DROP, _ANSWER_LENGTH, _ANSWER_ENCODING, _ANSWER_LOCATION, _ANSWER_COOKIE, _ANSWER_VIA = range(7)
-_ANSWER_CONNECTION, _ANSWER_TYPE, _ANSWER_CORS = 7, 8, 9
+_ANSWER_CONNECTION, _ANSWER_TYPE, _ANSWER_CORS, _ANSWER_CODING = 7, 8, 9, 10
 _ANSWER_SPECIAL = {
     b"content-length": _ANSWER_LENGTH,
     b"content-encoding": _ANSWER_ENCODING,
@@ -359,6 +336,7 @@ _ANSWER_SPECIAL = {
     b"set-cookie": _ANSWER_COOKIE,
     b"via": _ANSWER_VIA,
     b"connection": _ANSWER_CONNECTION,
+    b"transfer-encoding": _ANSWER_CODING,
     b"content-type": _ANSWER_TYPE,
     b"access-control-allow-origin": _ANSWER_CORS,
     b"access-control-allow-credentials": _ANSWER_CORS,
@@ -380,12 +358,12 @@ def _classify_answer(name: bytes) -> int:
 class Outgoing:
     """An upstream answer's head, ready for the client."""
 
-    __slots__ = ("encoded", "headers", "is_event_stream", "length")
+    __slots__ = ("chunked", "encoded", "headers", "is_event_stream", "length")
 
     def __init__(self) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
         self.length: bytes | None = None
-        self.encoded = False
+        self.encoded = self.chunked = False
         self.is_event_stream = False
 
 
@@ -402,7 +380,7 @@ def read_answer(raw: RawHeaders, rewriter: Rewriter, *, drop_cors: bool) -> Outg
         if kind == _ANSWER_PASS:
             headers.append((name, value))
         elif kind == _ANSWER_LENGTH:
-            out.length = value
+            out.length = value.strip()
         elif kind == _ANSWER_TYPE:
             headers.append((name, value))
             out.is_event_stream = value[:17].lower() == b"text/event-stream"
@@ -417,9 +395,11 @@ def read_answer(raw: RawHeaders, rewriter: Rewriter, *, drop_cors: bool) -> Outg
             via = via + b", " + value if via else value
         elif kind == _ANSWER_CONNECTION:
             connection += b"," + value
+        elif kind == _ANSWER_CODING:
+            out.chunked = True
         elif kind == _ANSWER_CORS and not drop_cors:
             headers.append((name, value))
-    if connection:
+    if connection and connection[1:] not in _PLAIN_CONNECTION:
         named = {option.strip().lower() for option in connection.split(b",")}
         named -= {b"close", b"keep-alive", b"upgrade", b""}
         if named:

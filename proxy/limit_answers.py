@@ -31,7 +31,7 @@ class LimitHeaders:
 
     def of(self, decision: Decision) -> tuple[Header, ...]:
         """Return the headers of a request that was admitted."""
-        reset = max(1, math.ceil(decision.reset_ms / 1000))
+        reset = -(-decision.reset_ms // 1000) or 1
         return (
             _policy(*self._rate(decision.limits.rate)),
             (b"ratelimit", b'"proxy";r=%d;t=%d' % (decision.remaining, reset)),

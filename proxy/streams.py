@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from time import monotonic, time
 from typing import Any
 
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.streams import StreamReader
 from django.conf import settings
 
 from proxy.limits import NONE
@@ -32,73 +30,36 @@ BROKEN_OFF = "broken_off"
 class Exchange:
     """One proxied request or WebSocket from its admission to its end."""
 
-    __slots__ = (
-        "address",
-        "awaiting_client",
-        "bytes_in",
-        "bytes_out",
-        "counted",
-        "device",
-        "digest",
-        "ended",
-        "expires",
-        "finishing",
-        "generation",
-        "has_body",
-        "is_event_stream",
-        "is_websocket",
-        "lease",
-        "limits",
-        "open_scopes",
-        "pace",
-        "payload",
-        "phase",
-        "progress",
-        "protocol",
-        "reached",
-        "reason",
-        "receive",
-        "reported_in",
-        "reported_out",
-        "started",
-        "task",
-        "token_id",
-        "user_agent",
-        "user_id",
-        "watcher",
-    )
+    # Defaults stand in the class: most of them stay, and setting them would cost every request.
+    token_id = user_id = generation = user_agent = b""
+    address = ""
+    phase = WAITING
+    #: Milliseconds since the epoch; 0 before activation.
+    expires = 0
+    bytes_in = bytes_out = reported_in = reported_out = 0
+    #: The upstream has begun to answer, so the request counts.
+    reached = False
+    counted = False
+    ended = False
+    #: The last of the answer is on its way: the client's leaving ends nothing early any more.
+    finishing = False
+    has_body = awaiting_client = is_event_stream = is_websocket = False
+    reason: str | None = None
+    watcher: asyncio.Task[None] | None = None
+    limits = NONE
+    #: Counts against the token's requests at once; empty where nothing limits them.
+    lease = b""
+    #: The restricted scopes that open the path, see :meth:`proxy.scopes.ScopeTable.scopes_of`.
+    open_scopes: bytes | None = None
+    #: What slows the streams of this token down, if anything does.
+    pace: Pace | None = None
 
     def __init__(self, digest: str, device: bytes, task: asyncio.Task[Any], receive: Any) -> None:
         self.digest = digest
         self.device = device
         self.task = task
         self.receive = receive
-        self.token_id = self.user_id = self.generation = b""
-        self.address = ""
-        self.user_agent = b""
         self.started = self.progress = monotonic()
-        self.phase = WAITING
-        #: Milliseconds since the epoch; 0 before activation.
-        self.expires = 0
-        self.limits = NONE
-        #: Counts against the token's requests at once; empty where nothing limits them.
-        self.lease = b""
-        #: The restricted scopes that open the path, see :meth:`proxy.scopes.ScopeTable.scopes_of`.
-        self.open_scopes: bytes | None = None
-        #: What slows the streams of this token down, if anything does.
-        self.pace: Pace | None = None
-        self.bytes_in = self.bytes_out = self.reported_in = self.reported_out = 0
-        #: The upstream has begun to answer, so the request counts.
-        self.reached = False
-        self.counted = False
-        self.ended = False
-        #: The last of the answer is on its way: the client's leaving ends nothing early any more.
-        self.finishing = False
-        self.has_body = self.awaiting_client = self.is_event_stream = self.is_websocket = False
-        self.reason: str | None = None
-        self.watcher: asyncio.Task[None] | None = None
-        self.protocol: ResponseHandler | None = None
-        self.payload: StreamReader | None = None
 
     def interrupt(self, reason: str) -> None:
         """End the exchange from outside, once. Its task finds the reason and answers or hangs up."""
@@ -117,22 +78,8 @@ class Exchange:
         if not self.finishing:
             self.interrupt(CLIENT_GONE)
 
-    def is_stranded(self) -> bool:
-        """Whether the upstream's answer turned to garbage and nobody told the reader of its body.
-
-        aiohttp drops the connection when it cannot parse a chunk, but wakes no one.
-        """
-        return (
-            self.protocol is not None
-            and self.payload is not None
-            and self.protocol.exception() is not None
-            and self.payload.exception() is None
-            and not self.payload.is_eof()
-        )
-
     def end(self) -> None:
         self.ended = True
-        self.protocol = self.payload = None
         if self.watcher is not None:
             self.watcher.cancel()
 
@@ -193,9 +140,7 @@ class Registry:
                 continue
             waited = now - exchange.progress
             if exchange.phase == STREAMING:
-                if exchange.is_stranded():
-                    exchange.interrupt(BROKEN_OFF)
-                elif waited > self._idle:
+                if waited > self._idle:
                     exchange.interrupt(IDLE)
             elif exchange.phase == WAITING:
                 if waited > self._first_byte:

@@ -1,8 +1,8 @@
 """Connections to the Zenzefi servers.
 
-aiohttp does what is hard to do well: the pool, name resolution, TLS, and parsing answers in C. The request itself
-is written by us, so that the bytes of its target and headers are the client's own and its framing is ours:
-aiohttp's request class would decode, normalise and add headers.
+aiohttp does what is hard to do well: the pool, name resolution and TLS. The request itself is written by us, so that
+the bytes of its target and headers are the client's own and its framing is ours: aiohttp's request class would
+decode, normalise and add headers. Answers are read by :mod:`proxy.upstream_protocol`.
 """
 
 from __future__ import annotations
@@ -11,43 +11,28 @@ import asyncio
 import logging
 import ssl
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import ClientRequest, ClientTimeout, DummyCookieJar, TCPConnector
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import RawResponseMessage
-from aiohttp.streams import StreamReader
 from django.conf import settings
 from yarl import URL
 
+from proxy.upstream_protocol import UpstreamProtocol
+
 logger = logging.getLogger(__name__)
 
-#: Bytes of an answer held per exchange while the client reads slower than the upstream sends.
-READ_BUFFER = 2**18
-#: Bytes of one header line of an answer, and lines.
-MAX_HEADER_BYTES = 65_536
-MAX_HEADER_LINES = 1000
 #: Seconds for which a server that refused a connection is asked last.
 REST_AFTER_FAILURE = 1.0
 
 
 class UpstreamUnreachable(Exception):
     """No server accepted a connection; nothing of the request was sent."""
-
-
-class UpstreamBroke(Exception):
-    """The connection ended before an answer began."""
-
-
-class UpstreamInvalid(Exception):
-    """What came back is not an HTTP answer that can be relayed."""
 
 
 class Route(ClientRequest):
@@ -81,6 +66,7 @@ class Upstream:
         self._connector = TCPConnector(
             limit=int(conf["max_upstream_connections"]), keepalive_timeout=30.0, ttl_dns_cache=10, loop=loop
         )
+        self._connector._factory = partial(UpstreamProtocol, loop=loop)  # type: ignore[assignment]
         # A pool slot, name resolution, TCP and TLS, together.
         self._timeout = ClientTimeout(connect=conf["connect_timeout"], ceil_threshold=3600)
         self.targets = [self._target(url) for url in settings.ZENZEFI_TARGET_URLS]
@@ -153,43 +139,8 @@ def make_tls_context() -> ssl.SSLContext:
     return context
 
 
-def begin(connection: Connection, head: bytes, *, without_body: bool) -> ResponseHandler:
-    """Send a request's head. ``without_body``: the answer has none whatever its headers say (HEAD).
-
-    Raises :class:`UpstreamBroke` when the pooled connection turns out to be closed.
-    """
-    protocol = connection.protocol
-    if protocol is None or protocol.transport is None or protocol.transport.is_closing():
-        raise UpstreamBroke("closed while idle")
-    protocol.set_response_params(
-        skip_payload=without_body,
-        read_until_eof=True,
-        auto_decompress=False,
-        read_bufsize=READ_BUFFER,
-        max_line_size=MAX_HEADER_BYTES,
-        max_field_size=MAX_HEADER_BYTES,
-        max_headers=MAX_HEADER_LINES,
-    )
-    protocol.transport.write(head)
-    return protocol
-
-
-async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, StreamReader]:
-    """Return the final answer's head and its body. Raises :class:`UpstreamBroke`, :class:`UpstreamInvalid`."""
-    try:
-        while True:
-            message, payload = await protocol.read()
-            if message.code >= 200:
-                break
-            if message.code == 101:
-                raise UpstreamInvalid("switched protocols unasked")
-    except HttpProcessingError as exc:
-        raise UpstreamInvalid(exc.message) from exc
-    except (aiohttp.ClientError, OSError) as exc:
-        raise UpstreamBroke(repr(exc)) from exc
-    if message.code > 599:
-        raise UpstreamInvalid(f"status {message.code}")
-    return message, payload
+def protocol_of(connection: Connection) -> UpstreamProtocol:
+    return cast(UpstreamProtocol, connection.protocol)
 
 
 def abandon(connection: Connection) -> None:

@@ -24,27 +24,30 @@ from zenzefi.lib.bodies import BodyLimit  # noqa: E402
 logger = logging.getLogger(__name__)
 
 control_plane = BodyLimit(django_application)
-gateway = Gateway()
 
 
-async def application(scope: Any, receive: Any, send: Any) -> None:
-    await dispatch(gateway, scope, receive, send)
+class Application:
+    """Sends each connection to the plane it is for."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await _lifespan(self._gateway, receive, send)
+            return
+        path: str = scope["path"]
+        if path.startswith("/api/v1/proxy/") or path == "/api/v1/proxy":
+            await self._gateway(scope, receive, send)
+        elif kind == "http":
+            await control_plane(scope, receive, send)
+        else:
+            await receive()
+            await _refuse_websocket(send)
 
 
-async def dispatch(gateway: Gateway, scope: Any, receive: Any, send: Any) -> None:
-    """Send one connection to the plane it is for."""
-    kind = scope["type"]
-    if kind == "lifespan":
-        await _lifespan(gateway, receive, send)
-        return
-    path: str = scope["path"]
-    if path.startswith("/api/v1/proxy/") or path == "/api/v1/proxy":
-        await gateway(scope, receive, send)
-    elif kind == "http":
-        await control_plane(scope, receive, send)
-    else:
-        await receive()
-        await _refuse_websocket(send)
+application = Application(Gateway())
 
 
 async def _refuse_websocket(send: Any) -> None:

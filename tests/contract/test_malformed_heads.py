@@ -121,3 +121,29 @@ def test_a_websocket_outside_the_gateway_is_not_there(server):
 
     assert (status, json.loads(body)["code"]) == (404, "not_found")
     assert headers["x-request-id"] == [json.loads(body)["request_id"]]
+
+
+@pytest.fixture
+def hasty_server(transactional_db, settings):
+    settings.GATEWAY = {**settings.GATEWAY, "head_timeout": 0.4}
+    with LiveGateway().running() as live:
+        yield live
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_head_that_comes_too_slowly(hasty_server, before):
+    """On a new connection, and on one that has been good for a request."""
+    with hasty_server.raw() as peer:
+        if before:
+            peer.sendall(before)
+            assert read_response(peer)[0] == 200
+        for piece in (b"GET /health/live HT", b"TP/1.1\r\n", b"Host: loc"):
+            peer.sendall(piece)
+        answer = read_all(peer)
+
+    assert_refused(answer, 408, "request_timeout")
+
+
+def test_a_connection_that_says_nothing_is_closed(hasty_server):
+    with hasty_server.raw() as peer:
+        assert read_all(peer) == b""

@@ -40,8 +40,8 @@ class LiveGateway:
     async def _application(self, scope: Any, receive: Any, send: Any) -> None:
         import zenzefi.asgi
 
-        # The dispatcher of production around a gateway of this test.
-        await zenzefi.asgi.dispatch(self.gateway, scope, receive, send)
+        # The application of production around a gateway of this test.
+        await zenzefi.asgi.Application(self.gateway)(scope, receive, send)
 
     def start(self) -> Self:
         ready = threading.Event()

@@ -162,3 +162,41 @@ def test_an_old_client_gets_its_answer(live, issue):
         answer = read_all(peer)
     assert b"content-length: 1000\r\n" in answer.lower()
     assert len(answer.partition(b"\r\n\r\n")[2]) == 1000
+
+
+def test_an_old_client_gets_no_chunks(live, settings, issue):
+    """RFC 9112 §6.1: to HTTP/1.0, what has no known length lasts until the connection's end."""
+    with RawUpstream(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+    ) as server:
+        settings.ZENZEFI_TARGET_URLS = [server.url]
+        live.stop()
+        live.start()
+        with live.raw() as peer:
+            peer.sendall(request_bytes("anything", issue().secret).replace(b"HTTP/1.1", b"HTTP/1.0"))
+            head, _, body = read_all(peer).partition(b"\r\n\r\n")
+
+    assert body == b"hello world"
+    assert b"transfer-encoding" not in head.lower()
+    assert b"\r\nconnection: close" in head.lower()
+
+
+def test_head_and_body_leave_together(live, issue):
+    """A small answer is one packet: the client sees it whole or not at all."""
+    with live.raw() as peer:
+        peer.sendall(request_bytes("bytes/100", issue().secret))
+        first = peer.recv(65536)
+
+    assert first.startswith(b"HTTP/1.1 200 ") and len(first.partition(b"\r\n\r\n")[2]) == 100
+
+
+def test_bytes_after_an_answer_are_not_the_next_answer(live, settings, issue):
+    """What an upstream sends on a kept connection unasked must reach nobody."""
+    with RawUpstream(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother"
+    ) as server:
+        settings.ZENZEFI_TARGET_URLS = [server.url]
+        live.stop()
+        live.start()
+        with live.client(issue().secret) as client:
+            assert [client.get("/a").content for _ in range(3)] == [b"ok"] * 3

@@ -8,6 +8,10 @@ from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, StreamingHttpResponse
 
+#: Key of an ``http.response.start`` message, true when the first body message follows without waiting: our server
+#: then writes both together. Others ignore what they do not know.
+BODY_FOLLOWS = "zenzefi.body_follows"
+
 
 def streaming_response(request: HttpRequest, parts: Iterator[str], *, content_type: str) -> StreamingHttpResponse:
     """Return an answer whose parts are made one by one, as the client takes them.

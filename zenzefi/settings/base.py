@@ -271,8 +271,10 @@ ZENZEFI_CA_FILE = env.existing_file("ZENZEFI_CA_FILE")
 DEVICE_IDLE_SECONDS = env.integer("DEVICE_IDLE_SECONDS", 300, minimum=1)
 SESSION_IDLE_SECONDS = env.integer("SESSION_IDLE_SECONDS", 3600, minimum=1)
 GATEWAY = {
-    # Seconds. The first four bound one proxied request; total does not apply to streams (SSE, WebSocket).
+    # Seconds. The first five bound one proxied request; total does not apply to streams (SSE, WebSocket).
     "connect_timeout": env.seconds("GATEWAY_CONNECT_TIMEOUT", "5"),
+    # From the first byte of a request's head, or the connection's beginning, until the head is whole.
+    "head_timeout": env.seconds("GATEWAY_HEAD_TIMEOUT", "20"),
     "first_byte_timeout": env.seconds("GATEWAY_FIRST_BYTE_TIMEOUT", "60"),
     "idle_timeout": env.seconds("GATEWAY_IDLE_TIMEOUT", "60"),
     "total_timeout": env.seconds("GATEWAY_TOTAL_TIMEOUT", "3600"),
