@@ -10,11 +10,11 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.db import connection
-from django.db.models import Q, Sum
+from django.db.models import F, Q, Sum
 
 from notifications.services import record
 from proxy.limits import COLUMNS, NONE, QUOTAS, THRESHOLDS, Limits, first_day, next_period
-from proxy.models import TierLimits, TokenLimits, TokenUsage
+from proxy.models import QuotaNotice, TierLimits, TokenLimits, TokenUsage
 from zenzefi.lib import clock
 
 # Rows of tokens that are gone are left out by the join: their counts belong to nobody any more.
@@ -87,42 +87,62 @@ def _bounded(token_ids: set[uuid.UUID]) -> list[_Bounded]:
 
 def _give_notice(token_ids: set[uuid.UUID]) -> None:
     """Record an event for each threshold that a token has reached, once for each period."""
+    bounded = _bounded(token_ids)
+    if not bounded:
+        return
     now = clock.now()
-    for token in _bounded(token_ids):
+    begins = {rule: first_day(rule, now).date() for rule in QUOTAS}
+    ids = [token.token_id for token in bounded]
+    used = _used(ids, today=begins["requests_per_day"], month=begins["requests_per_month"])
+    told = set(
+        QuotaNotice.objects.filter(token_id__in=ids, period__gte=begins["requests_per_month"]).values_list(
+            "token_id", "rule", "period", "threshold"
+        )
+    )
+    for token in bounded:
         for rule in QUOTAS:
             limit = getattr(token.limits, rule)
-            if limit:
-                _compare(token, rule, limit, now)
+            count = used.get(token.token_id, {}).get(rule, 0)
+            reached = [threshold for threshold in THRESHOLDS if limit and count * 100 >= limit * threshold]
+            if reached and (token.token_id, rule, begins[rule], reached[-1]) not in told:
+                _tell(token, rule, begins[rule], reached, used=count)
 
 
-def _compare(token: _Bounded, rule: str, limit: int, now: datetime) -> None:
-    begins = first_day(rule, now).date()
-    rows = TokenUsage.objects.filter(token_id=token.token_id, day__gte=begins)
-    counts = rows.aggregate(requests=Sum("requests"), bytes_in=Sum("bytes_in"), bytes_out=Sum("bytes_out"))
-    names = ("requests",) if rule.startswith("requests") else ("bytes_in", "bytes_out")
-    used = sum(counts[name] or 0 for name in names)
-    reached = [threshold for threshold in THRESHOLDS if used * 100 >= limit * threshold]
+def _used(token_ids: list[uuid.UUID], *, today: date, month: date) -> dict[uuid.UUID, dict[str, int]]:
+    """Return what each token has used of each quota, in one query however many there are."""
+    rows = TokenUsage.objects.filter(token_id__in=token_ids, day__gte=month).order_by("token_id").values("token_id")
+    of_today, both = Q(day__gte=today), F("bytes_in") + F("bytes_out")
+    sums = rows.annotate(
+        requests_per_day=Sum("requests", filter=of_today, default=0),
+        requests_per_month=Sum("requests", default=0),
+        bytes_per_day=Sum(both, filter=of_today, default=0),
+        bytes_per_month=Sum(both, default=0),
+    )
+    return {row["token_id"]: {rule: int(row[rule]) for rule in QUOTAS} for row in sums}
+
+
+def _tell(token: _Bounded, rule: str, period: date, reached: list[int], *, used: int) -> None:
+    """Note the thresholds as told; record an event for the last. Whoever jumps over both is told of that one alone."""
+    is_new = False
     for threshold in reached:
         with connection.cursor() as cursor:
             # Of two workers at once one waits here for the other and then finds its row.
             cursor.execute(
                 "INSERT INTO proxy_quotanotice (token_id, rule, period, threshold, created_at) "
                 "VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                [token.token_id, rule, begins, threshold, now],
+                [token.token_id, rule, period, threshold, clock.now()],
             )
             is_new = cursor.rowcount == 1
-        # Whoever jumps over both is told of the last alone.
-        if is_new and threshold == reached[-1]:
-            owner = get_user_model()._default_manager.get(pk=token.owner_id)
-            record(
-                "quota.reached" if threshold == 100 else "quota.warning",
-                owner,
-                {
-                    "token_id": str(token.token_id),
-                    "rule": rule,
-                    "limit": limit,
-                    "used": used,
-                    "threshold": threshold,
-                    "reset_at": next_period(rule, datetime.combine(begins, time(), UTC)).isoformat(),
-                },
-            )
+    if is_new:
+        record(
+            "quota.reached" if reached[-1] == 100 else "quota.warning",
+            get_user_model()._default_manager.get(pk=token.owner_id),
+            {
+                "token_id": str(token.token_id),
+                "rule": rule,
+                "limit": getattr(token.limits, rule),
+                "used": used,
+                "threshold": reached[-1],
+                "reset_at": next_period(rule, datetime.combine(period, time(), UTC)).isoformat(),
+            },
+        )
