@@ -112,7 +112,7 @@ def _used(token_ids: list[uuid.UUID], *, today: date, month: date) -> dict[uuid.
     """Return what each token has used of each quota, in one query however many there are."""
     rows = TokenUsage.objects.filter(token_id__in=token_ids, day__gte=month).order_by("token_id").values("token_id")
     of_today, both = Q(day__gte=today), F("bytes_in") + F("bytes_out")
-    sums = rows.annotate(
+    sums: Any = rows.annotate(
         requests_per_day=Sum("requests", filter=of_today, default=0),
         requests_per_month=Sum("requests", default=0),
         bytes_per_day=Sum(both, filter=of_today, default=0),
