@@ -94,8 +94,10 @@ UNFIT = [
 def test_no_field_takes_what_does_not_fit(caller: Caller, operation: Operation):
     assert operation.body is not None
     url = operation.url(caller.token.pk)
-    for name in operation.body["properties"]:
+    for name, described in operation.body["properties"].items():
         for text in UNFIT:
+            if text == b"[]" and described.get("type") == "array":
+                continue
             response = caller.refused(operation.method, url, b'{"%b": %b}' % (name.encode(), text))
             # A name takes a JSON number as its text; then there is no such bundle.
             assert response.status_code == 400 or operation.path == "/api/v1/bundles/{bundle_id}", (name, text[:40])
@@ -161,7 +163,7 @@ def test_no_query_parameter_takes_what_does_not_fit(caller: Caller, operation: O
     for raw in QUERIES:
         value = quote_from_bytes(raw)
         for query in (f"{name}={value}", f"{name}={value}&{name}={value}"):
-            response = caller.refused(operation.method, f"{operation.url()}?{query}")
+            response = caller.refused(operation.method, f"{operation.url(caller.token.pk)}?{query}")
             assert response.json()["code"] == "validation_error"
             assert list(response.json()["errors"]) == [name]
 
