@@ -10,13 +10,18 @@ from django.db.models import Q, QuerySet
 from accounts import access_tokens
 from accounts.exceptions import AccessTokenExpired, InvalidAccessToken
 from accounts.models import BlockedMailDomain, SignInSession, User, same_in_any_case
-from accounts.validators import ascii_domain
+from accounts.validators import ascii_domain, normalise_email
 from zenzefi.lib.network import network_of
 
 
 def user_by_email(email: str) -> User | None:
     """Return the user with this address in any case, disabled ones included."""
     return User.objects.with_email(email).first()
+
+
+def is_address_of(user: User, email: str) -> bool:
+    """Whether an address is the user's, in any case. No query."""
+    return normalise_email(email).lower() == user.email.lower()
 
 
 def user_by_referral_code(code: str) -> User | None:

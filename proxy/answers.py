@@ -31,6 +31,7 @@ ANSWERS = {
     "token_missing": Answer(401, gettext_noop("An access token is needed in the header X-Access-Token.")),
     "token_invalid": Answer(401, gettext_noop("The access token is not known.")),
     "token_revoked": Answer(401, gettext_noop("The access token is revoked.")),
+    "token_held": Answer(401, gettext_noop("The access token is offered as a gift.")),
     "token_expired": Answer(401, gettext_noop("The access token has expired.")),
     "owner_disabled": Answer(401, gettext_noop("The account of this access token is disabled.")),
     "device_missing": Answer(403, gettext_noop("The device must be named in the header X-Device-ID.")),

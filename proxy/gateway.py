@@ -83,6 +83,7 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _REFUSALS = {
     Outcome.UNKNOWN: "token_invalid",
     Outcome.REVOKED: "token_revoked",
+    Outcome.HELD: "token_held",
     Outcome.EXPIRED: "token_expired",
     Outcome.OWNER_DISABLED: "owner_disabled",
     Outcome.DEVICE_MISSING: "device_missing",

@@ -60,10 +60,14 @@ class Outcome(IntEnum):
     ADDRESS_FORBIDDEN = 13
     CONCURRENCY_LIMITED = 14
     QUOTA_EXCEEDED = 15
+    #: Asked together with :attr:`REVOKED`.
+    HELD = 20
 
 
 #: A token that may not be used at all, whatever the request.
-REFUSED_CREDENTIALS = frozenset({Outcome.UNKNOWN, Outcome.REVOKED, Outcome.EXPIRED, Outcome.OWNER_DISABLED})
+REFUSED_CREDENTIALS = frozenset(
+    {Outcome.UNKNOWN, Outcome.REVOKED, Outcome.HELD, Outcome.EXPIRED, Outcome.OWNER_DISABLED}
+)
 
 #: What is asked: whether a request is admitted, what the token is, whether an open exchange may go on.
 ADMIT, LOOK, RECHECK = b"1", b"0", b"2"
@@ -242,8 +246,9 @@ class Validator:
             await self._link.run(FILL, names, (generation, conf["negative_cache_seconds"] * 1000, b"u"))
             return
         found, limits = admission.credential, admission.limits
-        if found.revoked:
-            await self._link.run(FILL, names, (generation, conf["cache_seconds"] * 1000, b"r"))
+        if found.revoked or found.held:
+            kind = b"r" if found.revoked else b"h"
+            await self._link.run(FILL, names, (generation, conf["cache_seconds"] * 1000, kind))
             return
         claimed_for = 0
         if found.device_id and found.device_seen_at is not None and limits.seats == 1:
@@ -289,8 +294,8 @@ class Validator:
     async def activate(self, digest: str, decision: Decision) -> bool:
         """Start the token's clock unless it runs; fills in ``activated`` and ``expires`` of the decision.
 
-        Returns ``False`` when the token was revoked meanwhile. The moment is certain in Redis before this returns,
-        and normally in PostgreSQL as well; while PostgreSQL is away a task writes it later.
+        Returns ``False`` when the token was revoked or given away meanwhile. The moment is certain in Redis before
+        this returns, and normally in PostgreSQL as well; while PostgreSQL is away a task writes it later.
         """
         key = digest.encode()
         names = (self._credential + key, self._generation + key, self._pending)
@@ -312,9 +317,18 @@ class Validator:
                 in_redis = True
         try:
             stored = await self._database.run(
-                tokens_services.activate_token, token_id=UUID(decision.token_id.decode()), at=moment(activated)
+                tokens_services.activate_token,
+                token_id=UUID(decision.token_id.decode()),
+                at=moment(activated),
+                owner_id=UUID(decision.user_id.decode()),
             )
         except TokenNotUsable:
+            if in_redis:
+                # What Redis noted must not start the clock later, of a token that may have another owner by now.
+                try:
+                    await self._link.run(SETTLE, names, (decision.token_id, b"", b"", lifetime))
+                except RedisAway:
+                    pass
             return False
         except DatabaseAway:
             if not in_redis:
@@ -470,6 +484,8 @@ class Fallback:
         found, limits = admission.credential, admission.limits
         if found.revoked:
             return Decision(Outcome.REVOKED)
+        if found.held:
+            return Decision(Outcome.HELD)
         now = int(time() * 1000)
         decision = Decision(
             Outcome.OK,

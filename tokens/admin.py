@@ -17,7 +17,7 @@ from django.utils.translation import ngettext
 
 from tokens import services
 from tokens.exceptions import PriceChangeInPast
-from tokens.models import AccessToken, PriceChange, Scope, TokenPrice
+from tokens.models import AccessToken, Gift, PriceChange, Scope, TokenPrice
 from zenzefi.lib import clock
 from zenzefi.lib.admin import ReadOnlyAdmin, ReasonForm
 from zenzefi.lib.errors import DomainError
@@ -33,7 +33,8 @@ class StatusFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[AccessToken]) -> QuerySet[AccessToken]:
         now = clock.now()
         conditions = {
-            AccessToken.Status.READY.value: Q(revoked_at__isnull=True, expires_at__isnull=True),
+            AccessToken.Status.READY.value: Q(revoked_at__isnull=True, expires_at__isnull=True, held_at__isnull=True),
+            AccessToken.Status.GIFTED.value: Q(held_at__isnull=False),
             AccessToken.Status.ACTIVE.value: Q(revoked_at__isnull=True, expires_at__gt=now),
             AccessToken.Status.EXPIRED.value: Q(revoked_at__isnull=True, expires_at__lte=now),
             AccessToken.Status.REVOKED.value: Q(revoked_at__isnull=False),
@@ -65,6 +66,7 @@ class AccessTokenAdmin(ReadOnlyAdmin):
         "id",
         "hint",
         "owner",
+        "payer",
         "label",
         "scope",
         "duration_hours",
@@ -166,6 +168,109 @@ class AccessTokenAdmin(ReadOnlyAdmin):
                 len(refunds),
             )
             self.message_user(request, text % {"count": len(refunds), "refund": sum(refunds)}, messages.SUCCESS)
+
+
+@admin.register(Gift)
+class GiftAdmin(ReadOnlyAdmin):
+    """Gifts with what staff need to decide on those that wait; nobody sees more of a code than its hint."""
+
+    list_display = [
+        "created_at",
+        "code_hint",
+        "giver",
+        "claimed_by",
+        "recipient_email",
+        "duration_hours",
+        "status",
+        "expires_at",
+    ]
+    list_filter = ["status", "created_at"]
+    list_select_related = ["giver", "claimed_by", "token"]
+    search_fields = [
+        "=id",
+        "=token__id",
+        "=code_last_four",
+        "giver__email",
+        "giver__username",
+        "claimed_by__email",
+        "claimed_by__username",
+        "recipient_email",
+    ]
+    date_hierarchy = "created_at"
+    fields = [
+        "id",
+        "code_hint",
+        "token",
+        "duration_hours",
+        "giver",
+        "claimed_by",
+        "recipient_email",
+        "message",
+        "status",
+        "created_at",
+        "expires_at",
+        "closed_at",
+        "reviewed_by",
+        "reviewed_at",
+        "review_reason",
+    ]
+    actions = ["approve", "reject"]
+
+    @admin.display(description=_("code"))
+    def code_hint(self, gift: Gift) -> str:
+        return gift.code_hint
+
+    @admin.display(description=_("duration in hours"))
+    def duration_hours(self, gift: Gift) -> int:
+        return gift.token.duration_hours
+
+    def has_review_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("tokens.review_gift"))
+
+    @admin.action(description=_("Approve"), permissions=["review"])
+    def approve(self, request: HttpRequest, queryset: QuerySet[Gift]) -> TemplateResponse | None:
+        return self._review(request, queryset, approve=True)
+
+    @admin.action(description=_("Reject"), permissions=["review"])
+    def reject(self, request: HttpRequest, queryset: QuerySet[Gift]) -> TemplateResponse | None:
+        return self._review(request, queryset, approve=False)
+
+    def _review(self, request: HttpRequest, queryset: QuerySet[Gift], *, approve: bool) -> TemplateResponse | None:
+        form = ReasonForm(request.POST if "confirm" in request.POST else None)
+        if form.is_valid():
+            self._carry_out(request, queryset, approve=approve, reason=form.cleaned_data["reason"])
+            return None
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _t("Approve") if approve else _t("Reject"),
+            "opts": self.opts,
+            "gifts": queryset.select_related("giver", "token"),
+            "approve": approve,
+            "action": "approve" if approve else "reject",
+            "form": form,
+        }
+        return TemplateResponse(request, "admin/tokens/gift/review.html", context)
+
+    def _carry_out(self, request: HttpRequest, queryset: QuerySet[Gift], *, approve: bool, reason: str) -> None:
+        """Decide on each gift in a transaction of its own: one that cannot be decided holds up none of the others."""
+        decide = services.approve_gift if approve else services.reject_gift
+        done = 0
+        for gift in queryset:
+            try:
+                decide(gift_id=gift.pk, actor=request.user, reason=reason)
+            except DomainError as exc:
+                self.message_user(request, f"{gift.code_hint}: {exc.detail}", messages.ERROR)
+            else:
+                done += 1
+                text = _t("Approved: %(reason)s") if approve else _t("Rejected: %(reason)s")
+                self.log_change(request, gift, [text % {"reason": reason}])
+        if done:
+            text = (
+                ngettext("%(count)d gift approved.", "%(count)d gifts approved.", done)
+                if approve
+                else ngettext("%(count)d gift rejected.", "%(count)d gifts rejected.", done)
+            )
+            self.message_user(request, text % {"count": done}, messages.SUCCESS)
 
 
 @admin.register(TokenPrice)

@@ -38,8 +38,20 @@ class TokenChangedOwner(Conflict):
     detail = _("The token has just changed its owner.")
 
 
+class TokenHeld(Conflict):
+    """The token is offered as a gift; until that is claimed or cancelled nothing about it changes."""
+
+    code = "token_held"
+    detail = _("The token is offered as a gift. Cancel the gift first.")
+
+
+class TokenActivated(Conflict):
+    code = "token_activated"
+    detail = _("Only a token that was never used can be given away.")
+
+
 class TokenNotUsable(Conflict):
-    """The token cannot be activated: it is revoked, or there is none."""
+    """The token cannot be activated: it is revoked, held for a gift or another's by now, or there is none."""
 
     code = "token_not_usable"
     detail = _("The token cannot be used.")
@@ -55,6 +67,68 @@ class InvalidNetwork(DomainError):
 class TooManyNetworks(DomainError):
     code = "too_many_networks"
     detail = _("A token can be bound to 50 networks at most.")
+
+
+class GiftNotFound(NotFound):
+    """No such gift, or not for the caller; the answer does not tell which."""
+
+
+class GiftToSelf(DomainError):
+    code = "gift_to_self"
+    detail = _("You cannot give a token to yourself.")
+
+    def __init__(self) -> None:
+        super().__init__(errors={"recipient_email": [str(self.detail)]})
+
+
+class OwnGift(DomainError):
+    """Who gives can neither claim the gift nor approve it."""
+
+    status = 403
+    code = "own_gift"
+    detail = _("This is your own gift.")
+
+
+class GiftLimitReached(DomainError):
+    """The day's gifts are used up; carries ``Retry-After`` in whole seconds."""
+
+    status = 429
+    code = "gift_limit_reached"
+    detail = _("You have given away as many tokens as you may in a day.")
+
+
+class GiftAwaitsApproval(Conflict):
+    code = "gift_awaits_approval"
+    detail = _("The gift still has to be approved. Please try again later.")
+
+
+class GiftAlreadyClaimed(Conflict):
+    code = "gift_already_claimed"
+    detail = _("The gift has been claimed already.")
+
+
+class GiftCancelled(Conflict):
+    """The giver or staff took the gift back."""
+
+    code = "gift_cancelled"
+    detail = _("The gift was taken back.")
+
+
+class GiftExpired(Conflict):
+    code = "gift_expired"
+    detail = _("The gift was not claimed in time.")
+
+
+class GiftUnavailable(Conflict):
+    """The giver's or the claimer's account is disabled."""
+
+    code = "gift_unavailable"
+    detail = _("The gift cannot be claimed at present.")
+
+
+class GiftNotAwaiting(Conflict):
+    code = "gift_not_awaiting_approval"
+    detail = _("The gift does not wait for approval.")
 
 
 class PriceChangeNotFound(NotFound):

@@ -125,8 +125,8 @@ class AccessTokenQuerySet(models.QuerySet["AccessToken"]):
     def owned_by(self, user: Any) -> AccessTokenQuerySet:
         return self.filter(owner=user)
 
-    def usable(self, at: datetime | None = None) -> AccessTokenQuerySet:
-        """Tokens that the gateway would let in: neither revoked nor expired."""
+    def unspent(self, at: datetime | None = None) -> AccessTokenQuerySet:
+        """Tokens that are worth something: neither revoked nor expired. One that is held for a gift is among them."""
         return self.filter(revoked_at__isnull=True).filter(
             Q(expires_at__isnull=True) | Q(expires_at__gt=at or clock.now())
         )
@@ -144,6 +144,7 @@ class AccessToken(models.Model):
 
     class Status(models.TextChoices):
         READY = "ready", _("Ready")
+        GIFTED = "gifted", _("Offered as a gift")
         ACTIVE = "active", _("Active")
         EXPIRED = "expired", _("Expired")
         REVOKED = "revoked", _("Revoked")
@@ -154,6 +155,16 @@ class AccessToken(models.Model):
         verbose_name=_("owner"),
         on_delete=models.PROTECT,
         related_name="access_tokens",
+    )
+    #: Who paid for a token that was claimed as a gift; refunds go there. Empty where the owner paid.
+    payer = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("paid by"),
+        null=True,
+        blank=True,
+        editable=False,
+        on_delete=models.PROTECT,
+        related_name="+",
     )
     #: Lower-case hexadecimal SHA-256 of the whole token.
     digest = models.CharField(max_length=64, unique=True, editable=False)
@@ -173,6 +184,8 @@ class AccessToken(models.Model):
     expiry_recorded_at = models.DateTimeField(null=True, blank=True, editable=False)
     revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
     revoked_reason = models.CharField(_("reason of revocation"), max_length=255, blank=True, default="")
+    #: Since when the token is offered as a gift: nobody uses or changes it until that is claimed or handed back.
+    held_at = models.DateTimeField(_("offered as a gift at"), null=True, blank=True, editable=False)
     #: The device that used it last, and when, as far as metering was written. A release empties the device and sets
     #: the moment, so that older reports still on their way do not bring the device back.
     device_id = models.CharField(_("device"), max_length=255, blank=True, default="")
@@ -216,6 +229,13 @@ class AccessToken(models.Model):
                 condition=Q(refunded=0) | Q(revoked_at__isnull=False), name="tokens_token_refunded_is_revoked"
             ),
             models.CheckConstraint(condition=Q(duration_hours__gt=0), name="tokens_token_duration_positive"),
+            models.CheckConstraint(
+                condition=Q(held_at__isnull=True) | Q(activated_at__isnull=True, revoked_at__isnull=True),
+                name="tokens_token_held_is_unused",
+            ),
+            models.CheckConstraint(
+                condition=Q(payer__isnull=True) | ~Q(payer=F("owner")), name="tokens_token_payer_is_another"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -234,6 +254,8 @@ class AccessToken(models.Model):
         """Return the status at a moment (default: now)."""
         if self.revoked_at is not None:
             return self.Status.REVOKED
+        if self.held_at is not None:
+            return self.Status.GIFTED
         if self.expires_at is None:
             return self.Status.READY
         return self.Status.ACTIVE if self.expires_at > (at or clock.now()) else self.Status.EXPIRED
@@ -267,3 +289,138 @@ class RotatedDigest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.token_id} {self.rotated_at:%Y-%m-%d %H:%M:%S}"
+
+
+class GiftQuerySet(models.QuerySet["Gift"]):
+    def of(self, user: Any) -> GiftQuerySet:
+        """Gifts that a user made or claimed."""
+        return self.filter(Q(giver=user) | Q(claimed_by=user))
+
+    def overdue(self, at: datetime | None = None) -> GiftQuerySet:
+        """Gifts that nobody claimed in time and whose token was not handed back yet."""
+        return self.filter(status=Gift.Status.PENDING, expires_at__lte=at or clock.now())
+
+
+class Gift(models.Model):
+    """A never activated token on its way to another owner. Whoever has the code claims it, once.
+
+    The code itself is shown once; here are its SHA-256 and last four characters. While the gift is open its token is
+    held (:attr:`AccessToken.held_at`).
+    """
+
+    class Status(models.TextChoices):
+        AWAITING_APPROVAL = "awaiting_approval", _("Awaiting approval")
+        PENDING = "pending", _("Waiting to be claimed")
+        CLAIMED = "claimed", _("Claimed")
+        CANCELLED = "cancelled", _("Cancelled by the giver")
+        EXPIRED = "expired", _("Not claimed in time")
+        REJECTED = "rejected", _("Rejected by staff")
+
+    #: In these the token is held; the other ones are final.
+    OPEN = (Status.AWAITING_APPROVAL, Status.PENDING)
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    token = models.ForeignKey(
+        AccessToken, verbose_name=_("access token"), on_delete=models.PROTECT, related_name="gifts"
+    )
+    giver = models.ForeignKey(
+        settings.AUTH_USER_MODEL, verbose_name=_("giver"), on_delete=models.PROTECT, related_name="+"
+    )
+    claimed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("claimed by"),
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+    )
+    #: Lower-case hexadecimal SHA-256 of the code in its canonical form.
+    code_digest = models.CharField(max_length=64, unique=True, editable=False)
+    code_last_four = models.CharField(max_length=4, editable=False)
+    message = models.CharField(_("message"), max_length=500, blank=True, default="")
+    #: Where given, only the account with this address may claim.
+    recipient_email = models.EmailField(_("recipient's e-mail address"), max_length=254, blank=True, default="")
+    status = models.CharField(_("status"), max_length=20, choices=Status.choices)
+    created_at = models.DateTimeField(_("created at"), default=clock.now)
+    #: Empty until staff have approved.
+    expires_at = models.DateTimeField(_("to be claimed by"), null=True, blank=True)
+    closed_at = models.DateTimeField(_("closed at"), null=True, blank=True)
+    reviewed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("reviewed by"),
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+    )
+    reviewed_at = models.DateTimeField(_("reviewed at"), null=True, blank=True)
+    review_reason = models.CharField(_("reason of the review"), max_length=255, blank=True, default="")
+
+    objects = GiftQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("gift")
+        verbose_name_plural = _("gifts")
+        ordering = ["-created_at", "-id"]
+        permissions = [("review_gift", _("Can approve and reject gifts"))]
+        indexes = [
+            models.Index(fields=["giver", "-created_at"], name="tokens_gift_giver"),
+            models.Index(
+                fields=["claimed_by", "-created_at"],
+                name="tokens_gift_claimed_by",
+                condition=Q(claimed_by__isnull=False),
+            ),
+            models.Index(fields=["expires_at"], name="tokens_gift_due", condition=Q(status="pending")),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["token"],
+                condition=Q(status__in=["awaiting_approval", "pending"]),
+                name="tokens_gift_one_open",
+            ),
+            models.CheckConstraint(
+                condition=Q(status="claimed", claimed_by__isnull=False)
+                | (~Q(status="claimed") & Q(claimed_by__isnull=True)),
+                name="tokens_gift_claimed_by_somebody",
+            ),
+            models.CheckConstraint(
+                condition=Q(claimed_by__isnull=True) | ~Q(claimed_by=F("giver")), name="tokens_gift_not_to_oneself"
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=["awaiting_approval", "pending"], closed_at__isnull=True)
+                | (~Q(status__in=["awaiting_approval", "pending"]) & Q(closed_at__isnull=False)),
+                name="tokens_gift_open_or_closed",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status__in=["pending", "claimed", "expired"]) | Q(expires_at__isnull=False),
+                name="tokens_gift_approved_has_an_end",
+            ),
+        ]
+        triggers = [
+            pgtrigger.FSM(
+                name="forward_only",
+                field="status",
+                transitions=[
+                    ("awaiting_approval", "pending"),
+                    ("awaiting_approval", "cancelled"),
+                    ("awaiting_approval", "rejected"),
+                    ("pending", "claimed"),
+                    ("pending", "cancelled"),
+                    ("pending", "expired"),
+                    ("pending", "rejected"),
+                ],
+            ),
+            pgtrigger.Protect(name="history_stays", operation=pgtrigger.Delete),
+        ]
+
+    def __str__(self) -> str:
+        return self.code_hint
+
+    @property
+    def code_hint(self) -> str:
+        """What may be shown of the code: prefix and last four characters."""
+        return f"GIFT-…{self.code_last_four}"
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in self.OPEN

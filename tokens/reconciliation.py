@@ -61,3 +61,43 @@ def register_checks() -> None:
             """,
         )
     )
+    register(
+        Check(
+            "a token is held while a gift of it is open, and only then",
+            """
+            SELECT coalesce('token ' || token.id, 'gift ' || gift.id),
+                   CASE WHEN gift.id IS NULL THEN 'held without an open gift' ELSE 'open but its token is not held' END
+              FROM (SELECT id FROM tokens_accesstoken WHERE held_at IS NOT NULL) AS token
+              FULL JOIN (SELECT id, token_id FROM tokens_gift WHERE status IN ('awaiting_approval', 'pending')) AS gift
+                ON gift.token_id = token.id
+             WHERE token.id IS NULL OR gift.id IS NULL
+            """,
+        )
+    )
+    register(
+        Check(
+            "a token that was given away belongs to whoever claimed it last",
+            """
+            SELECT 'token ' || token.id, 'owned by ' || token.owner_id || ' but claimed by ' || gift.claimed_by_id
+              FROM (SELECT DISTINCT ON (token_id) token_id, claimed_by_id FROM tokens_gift
+                     WHERE status = 'claimed' ORDER BY token_id, closed_at DESC) AS gift
+              JOIN tokens_accesstoken AS token ON token.id = gift.token_id
+             WHERE token.owner_id <> gift.claimed_by_id
+            """,
+        )
+    )
+    register(
+        Check(
+            "each token names who paid for it",
+            """
+            SELECT 'token ' || token.id,
+                   'paid by ' || coalesce(account.user_id::text, 'the platform') || ' but a refund would go to '
+                   || coalesce(token.payer_id, token.owner_id)
+              FROM tokens_accesstoken AS token
+              JOIN wallet_transfer AS purchase
+                ON purchase.kind = 'PURCHASE' AND purchase.source = token.purchase_source
+              JOIN wallet_account AS account ON account.id = purchase.debit_account_id
+             WHERE account.user_id IS DISTINCT FROM coalesce(token.payer_id, token.owner_id)
+            """,
+        )
+    )

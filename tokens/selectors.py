@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 
 from tokens import secrets
 from tokens.exceptions import TokenNotFound
-from tokens.models import AccessToken, RotatedDigest, Scope, TokenPrice
+from tokens.models import AccessToken, Gift, RotatedDigest, Scope, TokenPrice
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Credential:
     activated_at: datetime | None
     expires_at: datetime | None
     revoked: bool
+    #: Offered as a gift: refused until that is claimed or cancelled.
+    held: bool
     owner_active: bool
     owner_is_superuser: bool
     #: The device that used it last, and when, as far as that was written.
@@ -50,6 +52,7 @@ def credential_by_digest(digest: str) -> Credential | None:
             "activated_at",
             "expires_at",
             "revoked_at",
+            "held_at",
             "owner__is_active",
             "owner__is_superuser",
             "device_id",
@@ -62,8 +65,8 @@ def credential_by_digest(digest: str) -> Credential | None:
     )
     if row is None:
         return None
-    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, active, superuser = row[:9]
-    device_id, seen_at, tier, tier_rate, networks = row[9:]
+    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, held_at, active, superuser = row[:10]
+    device_id, seen_at, tier, tier_rate, networks = row[10:]
     return Credential(
         token_id=token_id,
         user_id=user_id,
@@ -72,6 +75,7 @@ def credential_by_digest(digest: str) -> Credential | None:
         activated_at=activated_at,
         expires_at=expires_at,
         revoked=revoked_at is not None,
+        held=held_at is not None,
         owner_active=active,
         owner_is_superuser=superuser,
         device_id=device_id,
@@ -130,7 +134,7 @@ def changed_since(moment: datetime) -> list[ChangedCredential]:
 def tokens_of(user: Any, *, active_only: bool = False) -> QuerySet[AccessToken]:
     """Return a user's tokens, newest first."""
     tokens = AccessToken.objects.owned_by(user)
-    return tokens.usable() if active_only else tokens
+    return tokens.unspent() if active_only else tokens
 
 
 def check_token(secret: str) -> AccessToken | None:
@@ -161,6 +165,11 @@ def token_of(user: Any, token_id: uuid.UUID) -> AccessToken:
     if token is None:
         raise TokenNotFound
     return token
+
+
+def gifts_of(user: Any) -> QuerySet[Gift]:
+    """Return the gifts that a user made or claimed with all they show, newest first."""
+    return Gift.objects.of(user).select_related("token", "giver", "claimed_by")
 
 
 def share_device(one: Any, other: Any, since: datetime) -> bool:

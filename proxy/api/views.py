@@ -65,7 +65,7 @@ def _refusals(*codes: str) -> dict[int, OpenApiResponse]:
     return error_responses(*map(_refusal, codes))
 
 
-_INVALID = ("token_missing", "token_invalid", "token_revoked", "token_expired", "owner_disabled")
+_INVALID = ("token_missing", "token_invalid", "token_revoked", "token_held", "token_expired", "owner_disabled")
 _OWN_ANSWERS = _refusals(
     "bad_request",
     *_INVALID,

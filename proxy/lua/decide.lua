@@ -9,7 +9,8 @@
 --       ms.
 -- Returns {outcome, generation, now, token, user, scope, activated, expires, duration, remaining, reset ms}, followed
 -- by {own rate, packed limits, lease} for a token that has any; after a refusal {outcome, generation, now, token,
--- user}, followed by {rule, limit, reset ms[, window ms]} when a limit refused. The outcomes are proxy.validation.Outcome, the
+-- user}, followed by {rule, limit, reset ms[, window ms]} when a limit refused. The outcomes are
+-- proxy.validation.Outcome, the
 -- packed limits proxy.limits.Limits.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -22,6 +23,7 @@ if not token then
   local refusal = redis.call('HGET', KEYS[1], 'r')
   if not refusal then return {1, generation} end
   if refusal == 'u' then return {2, generation} end
+  if refusal == 'h' then return {20, generation} end
   return {3, generation}
 end
 local expires = c[6]

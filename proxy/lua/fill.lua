@@ -1,7 +1,7 @@
 -- Stores a credential read from PostgreSQL, unless it was evicted since the reader looked at the generation:
 -- an in-flight fill must not bring a revoked token back.
 -- KEYS: 1 credential, 2 generation, 3 pending activations.
--- ARGV: 1 generation seen, 2 lifetime in ms, 3 kind ("c" credential, "u" unknown token, "r" revoked), then for a
+-- ARGV: 1 generation seen, 2 lifetime in ms, 3 kind ("c" credential, "u" unknown, "r" revoked, "h" held), then for a
 --       credential: 4 token, 5 user, 6 scope, 7 duration in ms, 8 activated ("" or ms), 9 expires, 10 owner
 --       active, 11 kind (1 superuser, 2 with rules of its own, 3 both, else 0), 12 key prefix, 13 device that used it
 --       last, 14 ms for which it still holds the token; of a token with rules of its own: 15 own rate ("" for none), 16 packed limits, 17 networks as pairs of first and

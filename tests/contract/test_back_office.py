@@ -25,7 +25,7 @@ from tests.api import Api
 from tests.factories import StaffFactory, SuperuserFactory
 from tests.money import activate_so_that, staff_client, user_with
 from tokens.models import Scope, TokenPrice
-from tokens.services import purchase_token
+from tokens.services import offer_gift, purchase_token
 from zenzefi.lib import clock
 
 pytestmark = pytest.mark.django_db
@@ -88,6 +88,7 @@ def fill(count: int) -> None:
     for _ in range(count):
         user = user_with("100.00")
         Api(user)
+        offer_gift(token_id=purchase_token(owner=user, duration_hours=24).token.pk, giver=user)
         token = purchase_token(owner=user, duration_hours=24).token
         activate_so_that(token, seconds_left=3600)
         mark = uuid.uuid4().hex[:8]

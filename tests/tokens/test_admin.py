@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from notifications.models import OutboxEvent
 from tests.money import activate_so_that, staff_client, token_of_new_user, user_with
 from tokens.models import AccessToken, RotatedDigest, Scope, TokenPrice
-from tokens.services import revoke_token, rotate_token
+from tokens.services import offer_gift, revoke_token, rotate_token
 from wallet.models import Transfer
 from wallet.selectors import balance_of
 
@@ -49,12 +49,13 @@ def test_the_list_shows_what_staff_need_and_no_secret(superuser):
         assert hidden not in detail
 
 
-@pytest.mark.parametrize("status", ["ready", "active", "expired", "revoked", ""])
+@pytest.mark.parametrize("status", [*AccessToken.Status.values, ""])
 def test_filtered_by_status(superuser, status):
     tokens = {name: token_of_new_user(24, label=f"label-{name}").token for name in AccessToken.Status.values}
     activate_so_that(tokens["active"], seconds_left=60)
     activate_so_that(tokens["expired"], seconds_left=-1)
     revoke_token(token_id=tokens["revoked"].id, actor=None, refund=True)
+    offer_gift(token_id=tokens["gifted"].id, giver=tokens["gifted"].owner)
     page = superuser.get(URL, {"status": status}).content.decode()
     shown = {name for name in tokens if f"label-{name}" in page}
     assert shown == ({status} if status else set(tokens))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.core.validators import validate_email
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from tokens.models import AccessToken
-from zenzefi.lib.fields import StringField, WholeNumberField
+from referrals.selectors import masked
+from tokens.models import AccessToken, Gift
+from zenzefi.lib.fields import EmailField, StringField, WholeNumberField
 from zenzefi.lib.money import MoneyField
 
 
@@ -77,7 +79,7 @@ class TokenSerializer(serializers.ModelSerializer[AccessToken]):
     cost_znc = MoneyField(source="paid", help_text=_("What was paid for it, ZNC."))
     refunded_znc = MoneyField(source="refunded", help_text=_("What was paid back for it, ZNC."))
     status = serializers.SerializerMethodField()
-    is_active = serializers.BooleanField(source="is_usable", help_text=_("Neither expired nor revoked."))
+    is_active = serializers.BooleanField(source="is_usable", help_text=_("Neither expired, revoked nor a gift."))
     time_remaining_seconds = serializers.SerializerMethodField(help_text=_("Null before activation."))
     allowed_ips = serializers.ListField(
         child=serializers.CharField(), help_text=_("Networks that the token may be used from; none is every network.")
@@ -146,6 +148,73 @@ class PurchaseResultSerializer(TokenWithSecretSerializer):
 
 class RevocationSerializer(serializers.Serializer[Any]):
     revoked = serializers.BooleanField()
-    refund_amount = MoneyField()
+    refund_amount = MoneyField(help_text=_("What the caller got back, ZNC: nothing for a token that was a gift."))
     new_balance = MoneyField()
     message = serializers.CharField()
+
+
+class NewGiftSerializer(serializers.Serializer[Any]):
+    message = StringField(max_length=500, allow_blank=True, default="", help_text=_("For whoever claims it."))
+    recipient_email = EmailField(
+        max_length=254,
+        allow_blank=True,
+        default="",
+        validators=[validate_email],
+        help_text=_("Only the account with this address may claim. Empty: whoever has the code."),
+    )
+
+
+class GiftSerializer(serializers.ModelSerializer[Gift]):
+    """A gift as one of the two it is between sees it; ``context["user"]`` is that one."""
+
+    direction = serializers.SerializerMethodField()
+    duration_hours = serializers.IntegerField(source="token.duration_hours")
+    scope = serializers.CharField(source="token.scope_id")
+    giver = serializers.SerializerMethodField(help_text=_("Username, masked."))
+    claimed_by = serializers.SerializerMethodField(help_text=_("Username, masked; null until claimed."))
+    expires_at = serializers.DateTimeField(
+        allow_null=True, help_text=_("Until when it can be claimed; null until approved.")
+    )
+
+    class Meta:
+        model = Gift
+        fields = [
+            "id",
+            "direction",
+            "status",
+            "code_hint",
+            "token_id",
+            "duration_hours",
+            "scope",
+            "giver",
+            "claimed_by",
+            "recipient_email",
+            "message",
+            "created_at",
+            "expires_at",
+            "closed_at",
+        ]
+
+    @extend_schema_field(serializers.ChoiceField(choices=["sent", "received"]))
+    def get_direction(self, gift: Gift) -> str:
+        return "sent" if gift.giver_id == self.context["user"].pk else "received"
+
+    def get_giver(self, gift: Gift) -> str:
+        return masked(gift.giver.username)
+
+    @extend_schema_field(serializers.CharField(allow_null=True))
+    def get_claimed_by(self, gift: Gift) -> str | None:
+        return None if gift.claimed_by is None else masked(gift.claimed_by.username)
+
+
+class GiftWithCodeSerializer(GiftSerializer):
+    """A gift whose code the giver sees this once; ``context["code"]`` holds it."""
+
+    code = serializers.SerializerMethodField(help_text=_("Claims the gift. It is shown this once."))
+
+    class Meta(GiftSerializer.Meta):
+        fields = ["id", "code", *GiftSerializer.Meta.fields[1:]]
+
+    def get_code(self, _: Gift) -> str:
+        code: str = self.context["code"]
+        return code

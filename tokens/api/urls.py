@@ -1,6 +1,6 @@
 from django.urls import path
 
-from tokens.api import views
+from tokens.api import gifts, views
 
 urlpatterns = [
     path("tokens/prices", views.PricesView.as_view()),
@@ -10,4 +10,8 @@ urlpatterns = [
     path("tokens/<uuid:token_id>", views.TokenView.as_view()),
     path("tokens/<uuid:token_id>/rotate", views.RotateView.as_view()),
     path("tokens/<uuid:token_id>/release-device", views.ReleaseDeviceView.as_view()),
+    path("tokens/<uuid:token_id>/gift", gifts.GiveView.as_view()),
+    path("gifts", gifts.GiftsView.as_view()),
+    path("gifts/<uuid:gift_id>", gifts.GiftView.as_view()),
+    path("gifts/<str:code>/claim", gifts.ClaimView.as_view()),
 ]

@@ -14,6 +14,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from tokens import selectors, services
+from tokens.api.caching import uncached
 from tokens.api.serializers import (
     ActiveOnlySerializer,
     CheckResultSerializer,
@@ -34,6 +35,7 @@ from tokens.exceptions import (
     ScopeNotSold,
     TokenAlreadyRevoked,
     TokenExpired,
+    TokenHeld,
     TokenNotFound,
     TooManyNetworks,
 )
@@ -41,12 +43,6 @@ from wallet.exceptions import BalanceLimitExceeded, InsufficientBalance
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
 from zenzefi.lib.parsers import expect_no_fields
 from zenzefi.lib.schema import error_responses
-
-
-def _uncached(response: Response) -> Response:
-    """Keep an answer that holds a secret out of every cache on its way (RFC 9111 §5.2.2.5)."""
-    response["Cache-Control"] = "no-store"
-    return response
 
 
 class PricesView(GenericAPIView[Any]):
@@ -85,7 +81,7 @@ class PurchaseView(APIView):
             context = {"secret": bought.secret, "balance": bought.balance}
             return 201, PurchaseResultSerializer(bought.token, context=context).data
 
-        return _uncached(run_idempotently(request, flow))
+        return uncached(run_idempotently(request, flow))
 
 
 class MyTokensView(GenericAPIView[Any]):
@@ -120,7 +116,7 @@ class TokenView(APIView):
         request=TokenChangeSerializer,
         responses={
             200: TokenSerializer,
-            **error_responses(400, 401, 413, 415, TokenNotFound, InvalidNetwork, TooManyNetworks),
+            **error_responses(400, 401, 413, 415, TokenNotFound, TokenHeld, InvalidNetwork, TooManyNetworks),
         },
     )
     def patch(self, request: Request, token_id: uuid.UUID) -> Response:
@@ -131,12 +127,13 @@ class TokenView(APIView):
 
     @extend_schema(
         summary="Revoke a token",
-        description="Pays back what its unused time cost; a token that was never used, all that was paid.",
+        description="Pays back what its unused time cost; a token that was never used, all that was paid. For a token "
+        "that was a gift that goes to whoever paid for it.",
         tags=["Tokens"],
         responses={
             200: RevocationSerializer,
             **error_responses(
-                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, BalanceLimitExceeded
+                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld, BalanceLimitExceeded
             ),
         },
     )
@@ -147,7 +144,7 @@ class TokenView(APIView):
         )
         answer = {
             "revoked": True,
-            "refund_amount": revocation.refund_amount,
+            "refund_amount": revocation.received,
             "new_balance": revocation.balance,
             "message": _("The token was revoked."),
         }
@@ -165,7 +162,7 @@ class RotateView(APIView):
         responses={
             200: TokenWithSecretSerializer,
             **error_responses(
-                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, *IDEMPOTENCY_REFUSALS
+                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld, *IDEMPOTENCY_REFUSALS
             ),
         },
     )
@@ -176,7 +173,7 @@ class RotateView(APIView):
             rotated = services.rotate_token(token_id=token_id, owner=request.user)
             return 200, TokenWithSecretSerializer(rotated.token, context={"secret": rotated.secret}).data
 
-        return _uncached(run_idempotently(request, flow))
+        return uncached(run_idempotently(request, flow))
 
 
 class ReleaseDeviceView(APIView):

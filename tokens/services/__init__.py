@@ -1,9 +1,20 @@
 """Everything that changes access tokens.
 
-The order of locks in every flow: accounts of the wallet, then tokens, each in the order of their primary keys.
+The order of locks in every flow: accounts of the wallet, then gifts, then tokens, each in the order of their primary
+keys.
 """
 
 from tokens.services.devices import claim_device
+from tokens.services.gifts import (
+    ClaimedGift,
+    OfferedGift,
+    approve_gift,
+    cancel_gift,
+    claim_gift,
+    offer_gift,
+    reject_gift,
+    return_expired_gifts,
+)
 from tokens.services.issuing import IssuedToken, issue_tokens
 from tokens.services.lifecycle import Activation, activate_token, record_device_use, record_expiries
 from tokens.services.maintenance import RotatedToken, as_networks, release_device, rotate_token, update_token
@@ -13,23 +24,31 @@ from tokens.services.revocation import Revocation, refund_due, refund_for, revok
 
 __all__ = [
     "Activation",
+    "ClaimedGift",
     "IssuedToken",
+    "OfferedGift",
     "PurchasedToken",
     "Revocation",
     "RotatedToken",
     "activate_token",
     "apply_price_list",
+    "approve_gift",
     "as_networks",
+    "cancel_gift",
     "cancel_price_change",
     "claim_device",
+    "claim_gift",
     "issue_tokens",
     "list_price",
+    "offer_gift",
     "purchase_token",
     "record_device_use",
     "record_expiries",
     "refund_due",
     "refund_for",
+    "reject_gift",
     "release_device",
+    "return_expired_gifts",
     "revoke_token",
     "rotate_token",
     "schedule_price",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from django.db import transaction
 
-from tokens.exceptions import TokenAlreadyRevoked, TokenExpired, TokenNotFound
+from tokens.exceptions import TokenAlreadyRevoked, TokenExpired, TokenHeld, TokenNotFound
 from tokens.models import AccessToken
 from tokens.signals import credentials_changed
 
@@ -34,13 +35,18 @@ def lock_token(token_id: uuid.UUID, *, owner: Any | None = None) -> AccessToken:
     return token
 
 
-def demand_usable(token: AccessToken) -> None:
-    """Raise :class:`TokenAlreadyRevoked` or :class:`TokenExpired` for a token that lets nobody in any more."""
-    status = token.status()
+def demand_usable(token: AccessToken, at: datetime | None = None) -> None:
+    """Refuse a token that lets nobody in.
+
+    Raises :class:`TokenAlreadyRevoked`, :class:`TokenExpired`, :class:`TokenHeld`.
+    """
+    status = token.status(at)
     if status is AccessToken.Status.REVOKED:
         raise TokenAlreadyRevoked
     if status is AccessToken.Status.EXPIRED:
         raise TokenExpired
+    if status is AccessToken.Status.GIFTED:
+        raise TokenHeld
 
 
 def tell_after_commit(credentials: Iterable[tuple[uuid.UUID, str]], *, revoked: bool) -> None:

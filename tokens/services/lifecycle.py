@@ -29,19 +29,24 @@ class Activation:
 
 
 @in_transaction
-def activate_token(*, token_id: uuid.UUID, at: datetime) -> Activation:
+def activate_token(*, token_id: uuid.UUID, at: datetime, owner_id: uuid.UUID | None = None) -> Activation:
     """Start a token's clock at the moment its first request reached the upstream, once, whatever races.
 
-    Every later call returns what the first one stored. Raises :class:`TokenNotUsable` for a token that is
-    revoked or not there.
+    Every later call returns what the first one stored. With ``owner_id`` a token that has another owner is not
+    started: a request of the giver may still be on its way when a gift is claimed. Raises :class:`TokenNotUsable` for
+    a token that is revoked, held for a gift, that owner's no more, or not there.
     """
-    started = AccessToken.objects.filter(pk=token_id, activated_at__isnull=True, revoked_at__isnull=True).update(
+    tokens = AccessToken.objects.filter(pk=token_id)
+    if owner_id is not None:
+        tokens = tokens.filter(owner_id=owner_id)
+    # A compare-and-set: who offers the token as a gift writes to the same row, so one of the two comes first.
+    started = tokens.filter(activated_at__isnull=True, revoked_at__isnull=True, held_at__isnull=True).update(
         activated_at=at,
         expires_at=ExpressionWrapper(
             Value(at, output_field=DateTimeField()) + F("duration_hours") * _HOUR, output_field=DateTimeField()
         ),
     )
-    token = AccessToken.objects.select_related("owner").filter(pk=token_id).first()
+    token = tokens.select_related("owner").first()
     if token is None or token.revoked_at is not None or token.activated_at is None or token.expires_at is None:
         raise TokenNotUsable
     if started:

@@ -12,7 +12,7 @@ from django.db import transaction
 
 from notifications.services import record
 from tokens import secrets
-from tokens.exceptions import InvalidNetwork, TooManyNetworks
+from tokens.exceptions import InvalidNetwork, TokenHeld, TooManyNetworks
 from tokens.models import AccessToken, RotatedDigest
 from tokens.services.access import demand_usable, lock_token, tell_after_commit
 from tokens.signals import device_released
@@ -39,10 +39,21 @@ def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
     """Replace a token's secret. Price, expiry and device stay; the old secret is refused from the commit on.
 
     Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`~tokens.exceptions.TokenAlreadyRevoked`,
-    :class:`~tokens.exceptions.TokenExpired`.
+    :class:`~tokens.exceptions.TokenExpired`, :class:`~tokens.exceptions.TokenHeld`.
     """
     token = lock_token(token_id, owner=owner)
     demand_usable(token)
+    secret = replace_secret(token)
+    token.save(update_fields=["digest", "last_four", "changed_at"])
+    record("token.rotated", owner, {"token_id": str(token.id)})
+    return RotatedToken(token=token, secret=secret)
+
+
+def replace_secret(token: AccessToken) -> str:
+    """Give a locked token a new secret and return it; the caller saves digest, last four and moment of change.
+
+    The old secret is refused from the commit on.
+    """
     now = clock.now()
     replaced = token.digest
     RotatedDigest.objects.create(digest=replaced, token=token, rotated_at=now)
@@ -50,10 +61,8 @@ def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
     token.digest = secrets.digest(secret)
     token.last_four = secret[-4:]
     token.changed_at = now
-    token.save(update_fields=["digest", "last_four", "changed_at"])
-    record("token.rotated", owner, {"token_id": str(token.id)})
     tell_after_commit([(token.id, replaced)], revoked=False)
-    return RotatedToken(token=token, secret=secret)
+    return secret
 
 
 @in_transaction
@@ -99,9 +108,12 @@ def update_token(
 
     ``allowed_ips`` are the networks (CIDR) that the gateway lets clients of the token come from; an empty list is
     every network. They count from the next request on. Raises :class:`~tokens.exceptions.TokenNotFound`,
-    :class:`~tokens.exceptions.InvalidNetwork` and :class:`~tokens.exceptions.TooManyNetworks`.
+    :class:`TokenHeld` (never to staff), :class:`~tokens.exceptions.InvalidNetwork` and
+    :class:`~tokens.exceptions.TooManyNetworks`.
     """
     token = lock_token(token_id, owner=owner)
+    if token.held_at is not None and owner is not None:
+        raise TokenHeld
     if label is not None:
         token.label = label
     if allowed_ips is not None:

@@ -16,6 +16,10 @@ _SECRETS = re.compile(
     r"z(?:nz|rt)_[A-Za-z0-9_-]{8,}|eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"
     r"|(?i:(?<=bearer )|(?<=api-key ))[A-Za-z0-9._~+/=-]{8,}"
     r"|(?<=\$argon2)[^\s'\"]+"
+    # Codes of gifts: in a path, where only ids may stay, and anywhere else in the form that they are shown in.
+    r"|(?<=/gifts/)(?:[^/\n]{1,300}(?=/claim)"
+    r"|(?![0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-zA-Z]))[^/\s?'\"]+)"
+    r"|(?i:gift)(?:-[0-9A-Za-z]{4}){4}"
 )
 
 

@@ -76,8 +76,12 @@ def check(policy_name: str, subject: str, policy: RatePolicy | None = None) -> D
     return Decision(policy_name, policy, bool(allowed), int(remaining), max(1, math.ceil(reset_ms / 1000)))
 
 
-def enforce(request: HttpRequest, policy_name: str, subject: str, *, fail_open: bool = False) -> None:
+def enforce(
+    request: HttpRequest, policy_name: str, subject: str, *, fail_open: bool = False, announce: bool = True
+) -> None:
     """Count the request, remember the outcome for its answer's headers, and refuse when over the limit.
+
+    Without ``announce`` the headers go on telling of the limit that was asked before, unless this one refuses.
 
     Raises :class:`RateLimited`, or :class:`ServiceUnavailable` when Redis is away and the class fails closed.
     """
@@ -89,7 +93,8 @@ def enforce(request: HttpRequest, policy_name: str, subject: str, *, fail_open: 
         if fail_open:
             return
         raise ServiceUnavailable from None
-    request.rate_limit = decision  # type: ignore[attr-defined]
+    if announce or not decision.allowed:
+        request.rate_limit = decision  # type: ignore[attr-defined]
     if not decision.allowed:
         raise RateLimited(headers=decision.headers())
 

@@ -225,6 +225,7 @@ RATE_LIMITS = {
     "auth": env.rate("RATE_LIMIT_AUTH", "5/3600"),
     "api": env.rate("RATE_LIMIT_API", "100/60"),
     "proxy": env.rate("RATE_LIMIT_PROXY", "1000/60"),
+    "gift_claim": env.rate("RATE_LIMIT_GIFT_CLAIM", "10/3600"),
 }
 JSON_BODY_MAX_BYTES = env.integer("JSON_BODY_MAX_BYTES", 1_048_576, minimum=1024)
 DATA_UPLOAD_MAX_MEMORY_SIZE = JSON_BODY_MAX_BYTES
@@ -233,6 +234,14 @@ IDEMPOTENCY_RETENTION = timedelta(hours=24)
 # --- Referrals
 # Days back in which a device or an address that referee and referrer share holds the bonus for review.
 REFERRAL_FRAUD_WINDOW_DAYS = env.integer("REFERRAL_FRAUD_WINDOW_DAYS", 30, minimum=1, maximum=3650)
+
+# --- Gifts
+# Days in which a gift can be claimed.
+GIFT_VALID_DAYS = env.integer("GIFT_VALID_DAYS", 14, minimum=1, maximum=3650)
+# Gifts that one user may make within 24 hours.
+GIFTS_PER_DAY = env.integer("GIFTS_PER_DAY", 10, minimum=1, maximum=10_000)
+# Gifts of tokens that last longer wait for staff.
+GIFT_APPROVAL_ABOVE_HOURS = env.integer("GIFT_APPROVAL_ABOVE_HOURS", 24, maximum=1_000_000)
 
 # --- Payments
 _PROVIDER_SECRETS = {
@@ -393,6 +402,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "HealthEnum": ["healthy", "degraded", "unhealthy"],
         "TokenStatusEnum": "tokens.models.AccessToken.Status",
+        "GiftStatusEnum": "tokens.models.Gift.Status",
         "PaymentStatusEnum": "wallet.models.Payment.Status",
     },
 }
@@ -453,6 +463,8 @@ LOGGING: dict[str, Any] = {
         # A 4xx is the caller's affair and is in the access log; Django would warn for each.
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
+        # runserver's own handler would write paths as they are, with the codes of gifts in them.
+        "django.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         # One line a task, twice, and one a probe: said only when something is wrong.
         "celery.beat": {"level": "WARNING"},
         "celery.worker.strategy": {"level": "WARNING"},

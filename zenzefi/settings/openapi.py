@@ -25,16 +25,18 @@ same body answers what was answered the first time, for 24 hours; with another b
 processed 409. A refused request is not remembered.
 
 **Rate limits** are exact sliding windows: `auth` 5 an hour for each address (register, login, password reset), `api`
-100 a minute for each user, `proxy` 1000 a minute for each access token, unless the installation, the account's tier or
-the token itself sets others. A token may have more limits: requests at once, quotas, bytes a second, networks. Answers
-carry `RateLimit-Policy` and `RateLimit`; a refusal is 429 with `Retry-After` in seconds. While a neighbour of ours is
-down, answers are 503 with `Retry-After`, nothing has changed, and the request may be repeated.
+100 a minute for each user, `proxy` 1000 a minute for each access token, `gift_claim` 10 an hour for each user and each
+address, unless the installation, the account's tier or the token itself sets others. A token may have more limits:
+requests at once, quotas, bytes a second, networks. Answers carry `RateLimit-Policy` and `RateLimit`; a refusal is 429
+with `Retry-After` in seconds. While a neighbour of ours is down, answers are 503 with `Retry-After`, nothing has
+changed, and the request may be repeated.
 """
 
 TAGS = [
     {"name": "Accounts", "description": "Registration, sign-in, one's own account."},
     {"name": "Wallet", "description": "Balance, top-ups, transactions."},
     {"name": "Tokens", "description": "Prices, purchase, use and refund of access tokens."},
+    {"name": "Gifts", "description": "Tokens that were never used, given away by a code."},
     {"name": "Bundles", "description": "Several tokens at a discount."},
     {"name": "Referrals", "description": "Whom one referred, and what it brought."},
     {"name": "Gateway", "description": "The way to the Zenzefi server."},
