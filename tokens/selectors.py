@@ -107,9 +107,9 @@ def digests_of_user(user_id: uuid.UUID) -> list[tuple[uuid.UUID, str]]:
 
 
 def digests_of_tier(tier: str) -> list[str]:
-    """Return the digests of every usable token whose owner has a tier."""
-    usable = AccessToken.objects.usable().filter(owner__tier_id=tier)
-    return list(usable.order_by("pk").values_list("digest", flat=True))
+    """Return the digests of every token, neither revoked nor expired, whose owner has a tier."""
+    unspent = AccessToken.objects.unspent().filter(owner__tier_id=tier)
+    return list(unspent.order_by("pk").values_list("digest", flat=True))
 
 
 def changed_since(moment: datetime) -> list[ChangedCredential]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.money import token_of_new_user
-from tokens.exceptions import InvalidNetwork, TooManyNetworks
-from tokens.services import as_networks, release_device, update_token
+from tests.money import token_of_new_user, user_with
+from tokens.exceptions import InvalidNetwork, TokenHeld, TooManyNetworks
+from tokens.services import as_networks, claim_gift, offer_gift, release_device, update_token
 from tokens.signals import credentials_changed
 
 pytestmark = pytest.mark.django_db
@@ -61,3 +61,19 @@ def test_releasing_another_device_leaves_the_one_that_is_known():
     token.save()
     assert release_device(token_id=token.pk, owner=token.owner, device_id="device-two").device_id == "device-one"
     assert release_device(token_id=token.pk, owner=token.owner, device_id="device-one").device_id == ""
+
+
+def test_networks_of_the_giver_do_not_bind_who_claims_a_gift():
+    token = token_of_new_user(24).token
+    update_token(token_id=token.pk, owner=token.owner, allowed_ips=["10.0.0.0/8"])
+    offered = offer_gift(token_id=token.pk, giver=token.owner)
+    with pytest.raises(TokenHeld):
+        update_token(token_id=token.pk, owner=token.owner, allowed_ips=[])
+    # Staff may: what they change is theirs to say.
+    assert update_token(token_id=token.pk, owner=None, allowed_ips=["::1"]).allowed_ips == ["::1/128"]
+
+    claimed = claim_gift(code=offered.code, claimer=user_with("0.00"))
+
+    assert claimed.token.allowed_ips == []
+    token.refresh_from_db()
+    assert token.allowed_ips == []

@@ -111,7 +111,7 @@ def claim_gift(*, code: str, claimer: Any) -> ClaimedGift:
     """Make the claimer the token's owner, with a new secret; the giver's is dead for good.
 
     What was paid stays with the token, and a refund goes to whoever paid (:func:`tokens.services.revoke_token`). The
-    label and the device were the giver's and are forgotten.
+    label, the device and the networks were the giver's and are forgotten.
 
     Raises :class:`GiftNotFound` for a code that is unknown or meant for another address, :class:`OwnGift`,
     :class:`GiftAwaitsApproval`, :class:`GiftAlreadyClaimed`, :class:`GiftCancelled`, :class:`GiftExpired`, and
