@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench
+.PHONY: help run test test-long lint bench
 # One target after the other even with -j: they share .venv.
 .NOTPARALLEL:
 
@@ -10,6 +10,8 @@ BOOTSTRAP = $(if $(PYTHON),$(PYTHON) zenzefi/runtime/bootstrap.py,\
 # Relative, so that a checkout below a path with spaces needs no quoting.
 VENV_PYTHON := .venv/bin/python
 ARGS ?=
+LEDGER_SECONDS ?= 420
+LEDGER_SEED ?=
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -21,6 +23,11 @@ run: ## start everything on http://$HOST:$PORT (127.0.0.1:8000); Ctrl-C stops it
 test: ## the whole suite with coverage; ARGS="tests/wallet -x" narrows it
 	@$(BOOTSTRAP) requirements-dev.txt
 	$(VENV_PYTHON) -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
+
+test-long: ## the ledger against its model on new examples for LEDGER_SECONDS=420, from LEDGER_SEED or a random one
+	@$(BOOTSTRAP) requirements-dev.txt
+	LEDGER_SECONDS=$(LEDGER_SECONDS) LEDGER_SEED=$(LEDGER_SEED) \
+		$(VENV_PYTHON) -m pytest tests/ledger --hypothesis-profile=long $(ARGS)
 
 lint: ## style, types, import directions, migrations, deployment settings, API schema
 	@$(BOOTSTRAP) requirements-dev.txt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,10 @@ ANSWERS = {
     "upstream_invalid": Answer(502, gettext_noop("The Zenzefi server sent an invalid answer.")),
     "upstream_refused": Answer(502, gettext_noop("The Zenzefi server refused the WebSocket.")),
     "upstream_timeout": Answer(504, gettext_noop("The Zenzefi server did not answer in time.")),
+    "upstream_unavailable": Answer(
+        503, gettext_noop("No Zenzefi server is available at the moment. Please try again.")
+    ),
+    "upstream_busy": Answer(503, gettext_noop("The Zenzefi server is busy. Please try again.")),
     "upstream_missing": Answer(503, gettext_noop("No Zenzefi server is configured.")),
     "service_unavailable": Answer(503, gettext_noop("The service is temporarily unavailable. Please try again.")),
     "shutting_down": Answer(503, gettext_noop("The service is restarting. Please try again.")),
@@ -78,9 +82,13 @@ def _body_start(code: str, language: str) -> bytes:
 
 
 def build(
-    code: str, request_id: bytes, accept_language: bytes, details: Mapping[str, Any] | None = None
+    code: str,
+    request_id: bytes,
+    accept_language: bytes,
+    extra: Sequence[Header] = (),
+    details: Mapping[str, Any] | None = None,
 ) -> tuple[int, list[Header], bytes]:
-    """Return status, headers and body of one of our own answers."""
+    """Return status, headers and body of one of our own answers, with the refusal's own headers and details."""
     language = language_of(accept_language[:256])
     body = b'%b, "request_id": "%b"}' % (_body_start(code, language), request_id)
     if details:
@@ -99,6 +107,7 @@ def build(
     if status == 401:
         # RFC 9110 §15.5.2 demands a challenge.
         headers.append((b"www-authenticate", b'X-Access-Token realm="zenzefi"'))
-    elif status == 503:
+    elif status == 503 and not any(name == b"retry-after" for name, _ in extra):
         headers.append((b"retry-after", answer.retry_after))
+    headers.extend(extra)
     return status, headers, body

@@ -8,8 +8,10 @@ class ProxyConfig(AppConfig):
 
     def ready(self) -> None:
         from proxy import receivers  # noqa: F401 - connects them
-        from proxy.selectors import share_address, share_device
+        from proxy.selectors import share_address, share_device, upstreams_to_check
         from referrals.services import Suspicion, register_evidence
+        from zenzefi.lib import health
 
         register_evidence(Suspicion.SAME_DEVICE, share_device)
         register_evidence(Suspicion.SAME_ADDRESS, share_address)
+        health.register_upstreams(upstreams_to_check)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from django.utils.translation import gettext_lazy as _
+
+from zenzefi.lib.errors import Conflict, DomainError
+
 
 class MalformedRequest(Exception):
     """The head of a request could be read in more than one way; the message is for the log."""
@@ -25,3 +29,24 @@ class Refused(Exception):
 
 class UnknownLimit(ValueError):
     """A limit was named that there is not."""
+
+
+class ReasonMissing(DomainError):
+    """What changes for everybody is written down with why."""
+
+    code = "reason_missing"
+    detail = _("A reason is needed.")
+
+
+class RulesUnchanged(Conflict):
+    """A scope has these rules already."""
+
+    code = "rules_unchanged"
+    detail = _("These are the rules in force.")
+
+
+class TargetStateUnchanged(Conflict):
+    """A server is in this state already."""
+
+    code = "target_state_unchanged"
+    detail = _("The server is in this state already.")

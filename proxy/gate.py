@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from django.db import DatabaseError
+
 from proxy import selectors
 from proxy.database import Database, DatabaseAway
 from proxy.redis_link import RedisLink
@@ -29,7 +31,8 @@ class Gate:
         """Read the switch; end what is open if it is off. What cannot be read stays as it was."""
         try:
             closed = await self._database.run(selectors.is_gateway_closed)
-        except DatabaseAway as exc:
+        except (DatabaseAway, DatabaseError) as exc:
+            # Also before the migrations of this version have run.
             logger.warning("The gateway's switch could not be read: %s", exc)
             return
         if closed != self.closed:

@@ -22,8 +22,9 @@ import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.http_writer import StreamWriter
 from django.conf import settings
+from django.db import DatabaseError
 
-from proxy import answers, keys, metering, selectors, upstream
+from proxy import answers, breaker, keys, metering, selectors, targets, upstream, upstream_services
 from proxy.cors import Cors
 from proxy.database import Database, DatabaseAway
 from proxy.exceptions import MalformedRequest, Refused
@@ -32,7 +33,6 @@ from proxy.headers import (
     Forwarding,
     Incoming,
     Outgoing,
-    Rewriter,
     is_device_id,
     is_request_id,
     read_answer,
@@ -43,10 +43,13 @@ from proxy.limits import NONE, Limits
 from proxy.metering import Meter
 from proxy.metrics import Metrics
 from proxy.pacing import Pace, Paces
+from proxy.pool import Pool, Target
+from proxy.probes import Prober
 from proxy.redis_link import RedisAway, RedisLink
-from proxy.scopes import ScopeTable
+from proxy.scopes import Rule, ScopeTable
 from proxy.streams import BROKEN_OFF, CLIENT_GONE, IDLE, STREAMING, TICK, UPLOADING, WAITING, Exchange, Registry
-from proxy.upstream_protocol import UpstreamBroke, UpstreamInvalid, UpstreamProtocol
+from proxy.targets import TargetSpec
+from proxy.upstream_protocol import UpstreamBroke, UpstreamInvalid, UpstreamProtocol, UpstreamStale
 from proxy.validation import (
     DEVICE_MALFORMED,
     DEVICE_MISSING,
@@ -118,7 +121,7 @@ class Gateway:
         timeout = settings.REDIS_TIMEOUT
         health.draining.clear()
         self.database = Database(threads=4, timeout=settings.DATABASE_TIMEOUT + 1, backlog=256)
-        self.link = RedisLink(settings.REDIS_URL, timeout=timeout, scripts=SCRIPTS)
+        self.link = RedisLink(settings.REDIS_URL, timeout=timeout, scripts=(*SCRIPTS, *breaker.SCRIPTS))
         self._changes = RedisLink(
             settings.REDIS_URL, timeout=timeout, subscribe=keys.changes_channel(), on_message=self._on_change
         )
@@ -127,26 +130,37 @@ class Gateway:
         self.paces = Paces()
         self.gate = Gate(self.database, self.registry)
         self.meter = Meter(self.link, self.database, self.registry)
-        self.upstream = upstream.Upstream()
+        self.upstream = Pool(self.link, on_outage=self._note_outage)
+        self._prober = Prober(self.upstream, self.link)
+        self._specs: list[TargetSpec] | None = None
+        self._loading_targets = asyncio.Lock()
         self.metrics = Metrics(self)
         self._forwarding = Forwarding()
-        self._rewriter = Rewriter(settings.ZENZEFI_TARGET_URLS)
         self.cors = Cors(settings.CORS_ALLOWED_ORIGINS)
         self._limit_headers = LimitHeaders(settings.RATE_LIMITS["proxy"])
         self._access_log = logging.getLogger("proxy.access") if conf.get("access_log") else None
         # Digests of tokens admitted before: their shape need not be looked at again.
         self._well_formed: set[str] = set()
         self._table: ScopeTable | None = None
-        self._rules: list[tuple[str, str]] | None = None
+        self._rules: list[Rule] | None = None
+        self._loading_rules = asyncio.Lock()
         self._background: set[asyncio.Task[Any]] = set()
         logging.getLogger("uvicorn.error").addFilter(_expected_hangups)
-        await asyncio.gather(self.link.start(), self._changes.start(), self._load_rules(), self.gate.load())
+        await asyncio.gather(
+            self.link.start(), self._changes.start(), self._load_rules(), self._load_targets(), self.gate.load()
+        )
+        if self._specs is None:
+            # PostgreSQL is away. Better these than none until it is asked again.
+            await self.upstream.apply(targets.from_settings())
+        self.upstream.start()
         loop = self._loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._ticking(), name="gateway-tick"),
             loop.create_task(self._every_second(), name="gateway-second"),
             loop.create_task(self._refresh_rules(), name="gateway-rules"),
             loop.create_task(self.gate.keep_looking(self.link), name="gateway-gate"),
+            loop.create_task(self._refresh_targets(), name="gateway-targets"),
+            loop.create_task(self._prober.run(), name="gateway-prober"),
         ]
         # What is loaded by now stays for good; looking through it again and again would cost a tenth of the work.
         gc.collect()
@@ -230,27 +244,40 @@ class Gateway:
 
     async def _recheck(self, exchange: Exchange) -> None:
         decision = await self.validator.decide(
-            exchange.digest, exchange.device, DEVICE_OK, exchange.open_scopes, exchange.address, mode=RECHECK
+            exchange.digest,
+            exchange.device,
+            DEVICE_OK,
+            self._open_scopes(exchange.below, exchange.method),
+            exchange.address,
+            mode=RECHECK,
         )
         if decision.outcome != Outcome.OK:
             exchange.interrupt(_REFUSALS[Outcome(decision.outcome)])
             return
         if decision.expires:
             exchange.expires = decision.expires
+        exchange.scope = decision.scope
         if decision.limits != exchange.limits:
             self._apply_limits(exchange, decision.limits)
+        self._check_path(exchange)
+
+    def _check_path(self, exchange: Exchange) -> None:
+        """Cut an exchange whose path is not open any more, after rules or the token's scope changed."""
+        table = self._table
+        if table is not None and not table.is_open(exchange.scope.decode("ascii"), exchange.below, exchange.method):
+            exchange.interrupt("scope_forbidden")
 
     def _apply_limits(self, exchange: Exchange, limits: Limits) -> None:
         exchange.limits = limits
         exchange.pace = self.paces.of(exchange.token_id, limits.bandwidth) if limits.bandwidth else None
 
-    def enter(self, exchange: Exchange, decision: Decision, open_scopes: bytes | None) -> None:
+    def enter(self, exchange: Exchange, decision: Decision, below: bytes, method: str) -> None:
         """Take down what was decided on, and what holds for the exchange while it lasts."""
+        exchange.scope, exchange.below, exchange.method = decision.scope, below, method
         exchange.token_id = decision.token_id
         exchange.user_id = decision.user_id
         exchange.generation = decision.generation
         exchange.expires = decision.expires
-        exchange.open_scopes = open_scopes
         exchange.lease = decision.lease
         if decision.limits is not NONE:
             self._apply_limits(exchange, decision.limits)
@@ -271,6 +298,11 @@ class Gateway:
             tasks = [loop.create_task(self._load_rules())]
         elif text == keys.GATE_CHANGED:
             tasks = [loop.create_task(self.gate.load())]
+        elif text == keys.TARGETS_CHANGED:
+            tasks = [loop.create_task(self._load_targets())]
+        elif text == keys.UPSTREAM_CHANGED:
+            self.upstream.look()
+            return
         else:
             tasks = [loop.create_task(self._look_after(exchange)) for exchange in self.registry.of_digest(text)]
         for task in tasks:
@@ -282,14 +314,19 @@ class Gateway:
         task.add_done_callback(self._background.discard)
 
     async def _load_rules(self) -> None:
-        try:
-            rules = await self.database.run(selectors.scope_rules)
-        except DatabaseAway as exc:
-            logger.warning("Path rules could not be read: %s", exc)
-            return
+        # One at a time: of two answers the older one must not be applied last.
+        async with self._loading_rules:
+            try:
+                rules = await self.database.run(selectors.scope_rules)
+            except (DatabaseAway, DatabaseError) as exc:
+                # Also before the migrations of this version have run.
+                logger.warning("Path rules could not be read: %s", exc)
+                return
         if rules != self._rules:
             self._rules = rules
             self._table = ScopeTable(rules)
+            for exchange in self.registry:
+                self._check_path(exchange)
 
     async def _refresh_rules(self) -> None:
         while True:
@@ -298,6 +335,39 @@ class Gateway:
                 await self._load_rules()
             except Exception:
                 logger.exception("Path rules could not be read")
+
+    async def _load_targets(self) -> None:
+        # As above.
+        async with self._loading_targets:
+            try:
+                specs = await self.database.run(selectors.upstream_targets)
+            except (DatabaseAway, DatabaseError) as exc:
+                logger.warning("The servers could not be read: %s", exc)
+                return
+            if specs == self._specs:
+                return
+            self._specs = specs
+            await self.upstream.apply(specs)
+        for exchange in self.registry:
+            if self.upstream.is_cut(exchange):
+                exchange.interrupt("upstream_unavailable")
+
+    async def _refresh_targets(self) -> None:
+        while True:
+            # Without Redis nobody tells of a change.
+            await asyncio.sleep(5.0 if self._specs is not None and self.link.up else 1.0)
+            try:
+                await self._load_targets()
+            except Exception:
+                logger.exception("The servers could not be read")
+
+    async def _note_outage(self, names: list[str]) -> bool:
+        try:
+            await self.database.run(upstream_services.note_outage, target_names=names)
+        except (DatabaseAway, DatabaseError) as exc:
+            logger.warning("The outage cannot be written down yet: %s", exc)
+            return False
+        return True
 
     # --- requests
 
@@ -319,12 +389,12 @@ class Gateway:
         # "/api/v1/prox%79/": it decodes to ours, but the bytes would be matched and sent as something else.
         raise MalformedRequest("the path's prefix is encoded")
 
-    def open_scopes(self, below: bytes) -> bytes | None:
+    def _open_scopes(self, below: bytes, method: str) -> bytes | None:
         """Return the restricted scopes that open a path, see :meth:`proxy.scopes.ScopeTable.scopes_of`."""
         table = self._table
-        return b"" if table is None else table.scopes_of(below)
+        return b"" if table is None else table.scopes_of(below, method)
 
-    async def admit(self, found: Incoming, below: bytes, address: str) -> tuple[str, Decision]:
+    async def admit(self, found: Incoming, below: bytes, method: str, address: str) -> tuple[str, Decision]:
         """Return the token's digest and the decision that lets the request pass. Raises :class:`Refused`."""
         if self.gate.closed:
             raise Refused("gateway_closed")
@@ -335,8 +405,9 @@ class Gateway:
             device_state = DEVICE_MISSING
         else:
             device_state = DEVICE_MALFORMED
+        open_scopes = self._open_scopes(below, method)
         try:
-            decision = await self.validator.decide(digest, found.device, device_state, self.open_scopes(below), address)
+            decision = await self.validator.decide(digest, found.device, device_state, open_scopes, address)
         except ValidationAway:
             raise Refused("service_unavailable") from None
         outcome = decision.outcome
@@ -407,7 +478,7 @@ class Gateway:
                 return
             client = scope.get("client")
             address, forwarding = self._forwarding.of(client[0] if client else "", scope["scheme"], found)
-            digest, decision = await self.admit(found, below, address)
+            digest, decision = await self.admit(found, below, method, address)
         except Refused as refusal:
             code = refusal.code
             await self.refuse(send, refusal, found, request_id or new_request_id(), method)
@@ -429,7 +500,7 @@ class Gateway:
         exchange = Exchange(digest, found.device, task, receive)
         exchange.user_agent = found.user_agent
         exchange.address = address
-        self.enter(exchange, decision, self.open_scopes(below))
+        self.enter(exchange, decision, below, method)
         relay = _Relay(self, scope, receive, send, found, below, decision, exchange, forwarding, request_id)
         outcome = "error"
         try:
@@ -445,8 +516,7 @@ class Gateway:
     ) -> None:
         """Send one of our own answers."""
         language = found.accept_language if found is not None else b""
-        status, headers, body = answers.build(refusal.code, request_id, language, refusal.details)
-        headers.extend(refusal.headers)
+        status, headers, body = answers.build(refusal.code, request_id, language, refusal.headers, refusal.details)
         if found is not None:
             if found.expects_continue:
                 # The client may or may not send the body it announced; only closing leaves no doubt.
@@ -583,6 +653,8 @@ class _Relay:
             # Without a reason of ours it is the server, which cuts its tasks when its grace period is over.
             reason = self.exchange.reason or "shutting_down"
             self.exchange.task.uncancel()
+            if reason == "upstream_timeout" and self.exchange.phase == WAITING and self.connection is not None:
+                self.gateway.upstream.failed(self.exchange, "did not answer in time")
             if reason == CLIENT_GONE or self.head_sent:
                 return reason
             return await self._answer(Refused("upstream_timeout" if reason == IDLE else reason))
@@ -604,12 +676,12 @@ class _Relay:
     async def _relay(self) -> str:
         exchange = self.exchange
         gateway = self.gateway
-        if not gateway.upstream.targets:
-            raise Refused("upstream_missing")
         protocol = await self._reach_upstream()
         self.first_byte = exchange.progress = monotonic()
         exchange.phase = STREAMING
         exchange.reached = True
+        assert exchange.target is not None
+        gateway.upstream.answered(exchange, protocol.status)
 
         decision = self.decision
         if not decision.activated:
@@ -619,7 +691,7 @@ class _Relay:
 
         status = protocol.status
         cors = gateway.cors.headers(self.found.origin) if self.found.origin else ()
-        answer = read_answer(protocol.headers, gateway._rewriter, drop_cors=bool(cors))
+        answer = read_answer(protocol.headers, exchange.target.rewriter, drop_cors=bool(cors))
         exchange.is_event_stream = answer.is_event_stream
         without_body = self.method == "HEAD" or status in (204, 304)
         headers = self._framed(answer, status)
@@ -661,10 +733,13 @@ class _Relay:
     async def _reach_upstream(self) -> UpstreamProtocol:
         """Connect, send, and return the connection once the answer's head has come. Raises :class:`Refused`."""
         pool = self.gateway.upstream
-        retries = 1 if self.upload_done and self.method in IDEMPOTENT else 0
+        exchange = self.exchange
+        safe = self.upload_done and self.method in IDEMPOTENT
+        retries = 1 if safe else 0
+        broken: Target | None = None
         while True:
             try:
-                target, connection = await pool.connect()
+                target, connection = await pool.connect(exchange, self.decision.scope, safe=safe, avoid=broken)
             except upstream.UpstreamUnreachable as exc:
                 logger.warning("No upstream: %s", exc)
                 raise Refused("upstream_unreachable") from None
@@ -682,19 +757,24 @@ class _Relay:
                 return protocol
             except UpstreamInvalid as exc:
                 logger.warning("Upstream %s sent an invalid answer: %s", target.url, exc)
+                pool.failed(exchange, f"sent an invalid answer: {exc}")
                 raise Refused("upstream_invalid") from None
             except UpstreamBroke as exc:
                 upstream.abandon(connection)
                 self.connection = None
+                if not isinstance(exc, UpstreamStale):
+                    pool.failed(exchange, f"broke off before answering: {exc}")
                 # Nobody has read the body yet when the pooled connection was found closed.
                 untouched = self.upload is None
                 if retries and untouched:
                     retries -= 1
+                    broken = target
+                    exchange.leave_target()
                     continue
                 logger.warning("Upstream %s broke off before answering: %s", target.url, exc)
                 raise Refused("upstream_unreachable") from None
 
-    def _head(self, target: upstream.Target) -> bytes:
+    def _head(self, target: Target) -> bytes:
         """Return the request's head as it goes out: the client's own bytes, our identity, our framing."""
         found, scope, decision = self.found, self.scope, self.decision
         query: bytes = scope["query_string"]

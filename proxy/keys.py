@@ -12,6 +12,10 @@ USAGE_SECONDS = 45 * 86400
 #: On the channel of changes, beside digests: path rules changed; the gateway was closed or opened.
 RULES_CHANGED = "rules"
 GATE_CHANGED = "gate"
+#: Servers were added, changed, drained or taken away.
+TARGETS_CHANGED = "targets"
+#: A circuit opened or closed.
+UPSTREAM_CHANGED = "upstream"
 
 
 def prefix() -> str:
@@ -76,3 +80,15 @@ def batch_marker(batch: object) -> str:
 
 def changes_channel() -> str:
     return f"{prefix()}changes"
+
+
+def upstream(target_id: str) -> str:
+    return f"{prefix()}up:{target_id}"
+
+
+def upstream_in_flight(target_id: str) -> str:
+    return f"{prefix()}flight:{target_id}"
+
+
+def prober() -> str:
+    return f"{prefix()}prober"

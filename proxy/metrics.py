@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from proxy.breaker import CLOSED, HALF_OPEN, OPEN
+
 if TYPE_CHECKING:
     from proxy.gateway import Gateway
     from proxy.streams import Exchange
 
+_STATES = {CLOSED: 0, HALF_OPEN: 1, OPEN: 2}
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 REQUESTS = Counter("zenzefi_proxy_requests_total", "Requests to the gateway by how they ended", ["outcome"])
@@ -25,7 +28,18 @@ FIRST_BYTE = Histogram(
     "zenzefi_proxy_first_byte_seconds", "From a request's arrival to the upstream's answer", buckets=_BUCKETS
 )
 DURATION = Histogram("zenzefi_proxy_duration_seconds", "From a request's arrival to its end", buckets=_BUCKETS)
-OPEN = Gauge("zenzefi_proxy_open_exchanges", "Requests and WebSockets being relayed", multiprocess_mode="livesum")
+OPEN_EXCHANGES = Gauge(
+    "zenzefi_proxy_open_exchanges", "Requests and WebSockets being relayed", multiprocess_mode="livesum"
+)
+UPSTREAM_STATE = Gauge(
+    "zenzefi_proxy_upstream_state",
+    "Circuit of a server as the worst worker sees it: 0 closed, 1 half-open, 2 open",
+    ["target"],
+    multiprocess_mode="livemax",
+)
+UPSTREAM_IN_FLIGHT = Gauge(
+    "zenzefi_proxy_upstream_in_flight", "Exchanges given to a server", ["target"], multiprocess_mode="livesum"
+)
 REDIS_UP = Gauge("zenzefi_proxy_redis_up", "Workers connected to Redis", multiprocess_mode="livesum")
 
 
@@ -59,6 +73,7 @@ class Metrics:
         self._outcomes: dict[str, int] = {}
         self._bytes = {"in": 0, "out": 0}
         self._reported = dict(gateway.validator.answered)
+        self._targets: set[str] = set()
         self._first_byte = _Durations(FIRST_BYTE)
         self._duration = _Durations(DURATION)
 
@@ -85,5 +100,18 @@ class Metrics:
             self._reported[layer] = total
         self._first_byte.flush()
         self._duration.flush()
-        OPEN.set(len(self._gateway.registry))
+        self._flush_upstreams()
+        OPEN_EXCHANGES.set(len(self._gateway.registry))
         REDIS_UP.set(int(self._gateway.link.up))
+
+    def _flush_upstreams(self) -> None:
+        targets = self._gateway.upstream.targets
+        names = {target.spec.name for target in targets}
+        for name in self._targets - names:
+            # A series cannot be taken away in multiprocess mode.
+            UPSTREAM_STATE.labels(name).set(0)
+            UPSTREAM_IN_FLIGHT.labels(name).set(0)
+        self._targets = names
+        for target in targets:
+            UPSTREAM_STATE.labels(target.spec.name).set(_STATES[target.circuit.state()])
+            UPSTREAM_IN_FLIGHT.labels(target.spec.name).set(target.in_flight)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import uuid
+from urllib.parse import urlsplit
 
+import pgtrigger
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.core.validators import MaxValueValidator, MinValueValidator
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
-from django.db.models import Q
+from django.db.models import Q, Value
 from django.utils.translation import gettext_lazy as _
 
-from proxy.scopes import InvalidPattern, parse_pattern
+from proxy.scopes import METHODS, InvalidPattern, parse_pattern
+from proxy.targets import ACTIVE, DISABLED, DRAINING
 from zenzefi.lib import clock
 
 #: What Redis counts in its scripts exactly.
@@ -27,13 +31,29 @@ def validate_pattern(value: str) -> None:
 
 
 class ScopeRule(models.Model):
-    """One path that a restricted scope opens, below the base path of the upstream.
+    """Paths that a restricted scope opens or closes, below the base path of the upstream.
 
-    ``certificates/filter`` opens that path alone; ``certificates/details/…`` (or ``/...``) opens every path of one
-    or more further segments under it. Whole segments are compared, byte for byte.
+    ``certificates/filter`` means that path alone; ``certificates/details/…`` (or ``/...``) every path of one
+    or more further segments under it. Whole segments are compared, byte for byte. What no rule allows is closed, and
+    what any rule denies is closed whatever else allows it, so that the order of the rules does not matter.
+
+    These are the rules in force. They change through :mod:`proxy.scope_services`, which keeps every version.
     """
 
+    class Action(models.TextChoices):
+        ALLOW = "allow", _("Allow")
+        DENY = "deny", _("Deny")
+
     scope = models.ForeignKey("tokens.Scope", verbose_name=_("scope"), on_delete=models.CASCADE, related_name="rules")
+    action = models.CharField(_("action"), max_length=8, choices=Action.choices, default=Action.ALLOW)
+    method = models.CharField(
+        _("method"),
+        max_length=16,
+        blank=True,
+        default="",
+        choices=[(method, method) for method in METHODS],
+        help_text=_("Empty: any. A rule for GET is one for HEAD as well."),
+    )
     pattern = models.CharField(_("path"), max_length=255, validators=[validate_pattern])
     description = models.CharField(_("description"), max_length=255, blank=True, default="")
 
@@ -41,10 +61,159 @@ class ScopeRule(models.Model):
         verbose_name = _("path rule")
         verbose_name_plural = _("path rules")
         ordering = ["scope", "pattern"]
-        constraints = [models.UniqueConstraint(fields=["scope", "pattern"], name="proxy_scoperule_once")]
+        constraints = [
+            models.UniqueConstraint(fields=["scope", "pattern", "method", "action"], name="proxy_scoperule_once")
+        ]
 
     def __str__(self) -> str:
-        return self.pattern
+        return f"{self.action} {self.method or '*'} {self.pattern}"
+
+
+class ScopeVersion(models.Model):
+    """All rules of a scope from a change on, who made it and why. Written once; the database refuses anything else."""
+
+    scope = models.ForeignKey("tokens.Scope", verbose_name=_("scope"), on_delete=models.PROTECT, related_name="+")
+    number = models.PositiveIntegerField(_("version"))
+    #: Objects of action, method, pattern and description, in the order of action, pattern and method.
+    rules = models.JSONField(_("rules"), default=list)
+    reason = models.CharField(_("reason"), max_length=255)
+    #: Empty for what a migration made.
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("changed by"),
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+    )
+    created_at = models.DateTimeField(_("created at"), default=clock.now)
+
+    class Meta:
+        verbose_name = _("version of path rules")
+        verbose_name_plural = _("versions of path rules")
+        ordering = ["scope", "-number"]
+        permissions = [("roll_back_scopeversion", "Can roll a scope back to an earlier version")]
+        constraints = [models.UniqueConstraint(fields=["scope", "number"], name="proxy_scopeversion_number")]
+        triggers = [pgtrigger.Protect(name="append_only", operation=pgtrigger.Update | pgtrigger.Delete)]
+
+    def __str__(self) -> str:
+        return f"{self.scope_id} {self.number}"
+
+
+def validate_target_url(value: str) -> None:
+    """Raise :class:`ValidationError` for what cannot be the address of a server."""
+    try:
+        parts = urlsplit(value)
+        usable = (
+            parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not (parts.query or parts.fragment or parts.username or parts.password)
+        )
+    except ValueError:
+        usable = False
+    if not usable or not re.fullmatch(r"[!-~]+", value):
+        raise ValidationError(_("An address is http:// or https://, a host and at most a path, without credentials."))
+
+
+_validate_host = RegexValidator(r"\A[A-Za-z0-9._:\[\]-]+\Z", _("This is not a host."))
+_validate_probe = RegexValidator(r"\A/[!-~]*\Z", _("A path that begins with a slash."))
+
+
+class UpstreamTarget(models.Model):
+    """A Zenzefi server that requests are sent to. As soon as there is one, ``ZENZEFI_TARGET_URL`` is not used."""
+
+    class State(models.TextChoices):
+        ACTIVE = ACTIVE, _("Active")
+        #: No new requests; what runs may finish.
+        DRAINING = DRAINING, _("Draining")
+        #: No new requests; what runs is cut.
+        DISABLED = DISABLED, _("Off")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.SlugField(_("name"), max_length=64, unique=True, help_text=_("For people and metrics."))
+    url = models.CharField(_("address"), max_length=500, validators=[validate_target_url])
+    weight = models.PositiveSmallIntegerField(
+        _("weight"), default=1, validators=[MinValueValidator(1), MaxValueValidator(1000)]
+    )
+    scopes = models.ManyToManyField(
+        "tokens.Scope", verbose_name=_("scopes"), blank=True, related_name="+", help_text=_("None: it serves all.")
+    )
+    state = models.CharField(_("state"), max_length=16, choices=State.choices, default=State.ACTIVE)
+    host = models.CharField(
+        _("Host header"),
+        max_length=255,
+        blank=True,
+        default="",
+        validators=[_validate_host],
+        help_text=_("Empty: that of the address."),
+    )
+    max_connections = models.PositiveIntegerField(
+        _("connections per web process"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(100_000)],
+        help_text=_("Empty: GATEWAY_MAX_UPSTREAM_CONNECTIONS."),
+    )
+    counts_gateway_errors = models.BooleanField(
+        _("answers 502, 503 and 504 are failures"),
+        default=False,
+        help_text=_("For a server behind a proxy of its own. They are relayed in any case."),
+    )
+    probe_path = models.CharField(
+        _("probe"),
+        max_length=255,
+        blank=True,
+        default="/",
+        validators=[_validate_probe],
+        help_text=_("A path below the address that is asked for every few seconds. Empty: never."),
+    )
+    ca_certificates = models.TextField(
+        _("authority's certificates"),
+        blank=True,
+        default="",
+        help_text=_("PEM. Empty: ZENZEFI_CA_FILE or the system's."),
+    )
+    client_certificate = models.TextField(
+        _("our certificate"), blank=True, default="", help_text=_("PEM, with the intermediate ones.")
+    )
+    #: Encrypted; see :func:`proxy.targets.seal_key`.
+    client_key = models.BinaryField(_("key of our certificate"), blank=True, default=b"", editable=False)
+    notes = models.TextField(_("notes"), blank=True, default="")
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+    updated_at = models.DateTimeField(_("updated at"), auto_now=True)
+
+    class Meta:
+        verbose_name = _("Zenzefi server")
+        verbose_name_plural = _("Zenzefi servers")
+        ordering = ["name"]
+        permissions = [("operate_upstreamtarget", "Can drain, switch off and activate servers")]
+        constraints = [models.CheckConstraint(condition=Q(weight__gte=1), name="proxy_target_weight_positive")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class UpstreamOutage(models.Model):
+    """A time in which no Zenzefi server could be asked."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    #: Names of the servers that should have served.
+    targets = models.JSONField(_("Zenzefi servers"), default=list)
+    started_at = models.DateTimeField(_("started at"), default=clock.now)
+    ended_at = models.DateTimeField(_("ended at"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("outage")
+        verbose_name_plural = _("outages")
+        ordering = ["-started_at"]
+        constraints = [
+            # However many workers notice it, it is one.
+            models.UniqueConstraint(Value(1), condition=Q(ended_at__isnull=True), name="proxy_outage_one_open"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.started_at:%Y-%m-%d %H:%M:%S}"
 
 
 class SessionQuerySet(models.QuerySet["Session"]):

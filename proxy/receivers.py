@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis.exceptions
-from django.db.models.signals import post_delete, post_save
+from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.dispatch import receiver
 
 from accounts.signals import user_access_changed
 from proxy import administration, services
-from proxy.models import ScopeRule
+from proxy.models import ScopeRule, UpstreamTarget
 from tokens import selectors as tokens_selectors
 from tokens.signals import credentials_changed, device_released
 
@@ -60,3 +60,10 @@ def evict_tokens_of_tier(sender: Any, *, instance: Any, created: bool, **_: Any)
 @receiver(post_delete, sender=ScopeRule)
 def announce_rules(sender: Any, **_: Any) -> None:
     services.announce_scope_rules()
+
+
+@receiver(post_save, sender=UpstreamTarget)
+@receiver(post_delete, sender=UpstreamTarget)
+@receiver(m2m_changed, sender=UpstreamTarget.scopes.through)
+def announce_targets(sender: Any, **_: Any) -> None:
+    services.announce_targets()

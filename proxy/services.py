@@ -131,14 +131,19 @@ def store_pending_activations(*, older_than: timedelta) -> int:
 
 def announce_scope_rules() -> None:
     """Tell the workers, once committed, that path rules changed. They look every few seconds anyway."""
+    transaction.on_commit(lambda: _publish(keys.RULES_CHANGED))
 
-    def publish() -> None:
-        try:
-            redis_client.client().publish(keys.changes_channel(), keys.RULES_CHANGED)
-        except redis.exceptions.RedisError as exc:
-            logger.warning("Workers learn of new path rules later: %s", exc)
 
-    transaction.on_commit(publish)
+def announce_targets() -> None:
+    """Tell the workers, once committed, that servers changed. They look every few seconds anyway."""
+    transaction.on_commit(lambda: _publish(keys.TARGETS_CHANGED))
+
+
+def _publish(message: str) -> None:
+    try:
+        redis_client.client().publish(keys.changes_channel(), message)
+    except redis.exceptions.RedisError as exc:
+        logger.warning("Workers learn of new %s later: %s", message, exc)
 
 
 # --- metering

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from time import monotonic, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
 from proxy.limits import NONE
 from proxy.pacing import Pace
+
+if TYPE_CHECKING:
+    from proxy.pool import Target
 
 #: Seconds between two looks.
 TICK = 0.1
@@ -49,10 +52,13 @@ class Exchange:
     limits = NONE
     #: Counts against the token's requests at once; empty where nothing limits them.
     lease = b""
-    #: The restricted scopes that open the path, see :meth:`proxy.scopes.ScopeTable.scopes_of`.
-    open_scopes: bytes | None = None
     #: What slows the streams of this token down, if anything does.
     pace: Pace | None = None
+    #: The server it was given to.
+    target: Target | None = None
+    #: What was decided on: the token's scope, the raw path below the prefix, the method.
+    scope = below = b""
+    method = ""
 
     def __init__(self, digest: str, device: bytes, task: asyncio.Task[Any], receive: Any) -> None:
         self.digest = digest
@@ -60,6 +66,12 @@ class Exchange:
         self.task = task
         self.receive = receive
         self.started = self.progress = monotonic()
+
+    def leave_target(self) -> None:
+        """It goes to another server, or has ended."""
+        target, self.target = self.target, None
+        if target is not None:
+            target.release(self)
 
     def interrupt(self, reason: str) -> None:
         """End the exchange from outside, once. Its task finds the reason and answers or hangs up."""
@@ -80,6 +92,7 @@ class Exchange:
 
     def end(self) -> None:
         self.ended = True
+        self.leave_target()
         if self.watcher is not None:
             self.watcher.cancel()
 

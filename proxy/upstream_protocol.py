@@ -28,6 +28,10 @@ class UpstreamBroke(Exception):
     """The connection ended before the answer did."""
 
 
+class UpstreamStale(UpstreamBroke):
+    """A pooled connection was found closed before anything was sent."""
+
+
 class UpstreamInvalid(Exception):
     """What came back is not an HTTP answer that can be relayed."""
 
@@ -65,7 +69,7 @@ class UpstreamProtocol(ResponseHandler):
         """
         transport = self.transport
         if transport is None or transport.is_closing() or self._tail:
-            raise UpstreamBroke("closed while idle")
+            raise UpstreamStale("closed while idle")
         if self._reader is None:
             self._reader = httptools.HttpResponseParser(self)
         self._ours = True

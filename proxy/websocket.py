@@ -24,7 +24,7 @@ from proxy.streams import STREAMING, Exchange
 
 if TYPE_CHECKING:
     from proxy.gateway import Gateway
-    from proxy.upstream import Target
+    from proxy.pool import Target
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ HEARTBEAT = 20.0
 _NOT_SENDABLE = frozenset({1004, 1005, 1006, 1015})
 #: Close codes for what we end ourselves: policy violation, service restart.
 _POLICY, _RESTART = 1008, 1012
+#: Ends that are not the client's doing: it may come again.
+_OURS = frozenset({"shutting_down", "upstream_unavailable"})
 
 
 async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any) -> None:
@@ -55,9 +57,7 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
         address, forwarding = gateway._forwarding.of(
             client[0] if client else "", "https" if scope["scheme"] == "wss" else "http", found
         )
-        digest, decision = await gateway.admit(found, below, address)
-        if not gateway.upstream.targets:
-            raise Refused("upstream_missing")
+        digest, decision = await gateway.admit(found, below, "GET", address)
     except Refused as refusal:
         gateway.metrics.refused(refusal.code)
         await receive()
@@ -72,13 +72,13 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
     exchange.phase = STREAMING
     started = exchange.started
     exchange.address = address
-    gateway.enter(exchange, decision, gateway.open_scopes(below))
+    gateway.enter(exchange, decision, below, "GET")
     outcome = "error"
     peer: aiohttp.ClientWebSocketResponse | None = None
     accepted = False
     try:
         await receive()
-        peer = await _connect(gateway, scope, found, below, decision, forwarding, request_id)
+        peer = await _connect(gateway, exchange, scope, found, below, decision, forwarding, request_id)
         exchange.reached = True
         if not decision.activated:
             if not await gateway.validator.activate(digest, decision):
@@ -102,7 +102,7 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
         outcome = exchange.reason or "shutting_down"
         task.uncancel()
         if accepted:
-            await _close_client(send, _RESTART if outcome == "shutting_down" else _POLICY, outcome)
+            await _close_client(send, _RESTART if outcome in _OURS else _POLICY, outcome)
         else:
             await _refuse(scope, send, Refused(outcome), found, request_id)
     finally:
@@ -116,6 +116,7 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
 
 async def _connect(
     gateway: Gateway,
+    exchange: Exchange,
     scope: Any,
     found: Incoming,
     below: bytes,
@@ -139,27 +140,46 @@ async def _connect(
     query: bytes = scope["query_string"]
     failure: Exception | None = None
     conf = settings.GATEWAY
-    for target in gateway.upstream.in_order()[:2]:
+    pool = gateway.upstream
+    never: Target | None = None
+    for _ in range(2):
+        sent = headers
+        try:
+            # A handshake has no body and changes nothing.
+            target = await pool.reserve(exchange, decision.scope, safe=True, never=never)
+        except Refused:
+            if failure is None:
+                raise
+            break
+        if target.spec.host:
+            sent = headers.copy()
+            sent["Host"] = target.spec.host
         try:
             async with asyncio.timeout(conf["connect_timeout"] + conf["first_byte_timeout"]):
-                return await gateway.upstream.session().ws_connect(
+                peer = await target.session().ws_connect(
                     _url(target, below, query),
                     protocols=scope["subprotocols"],
-                    headers=headers,
+                    headers=sent,
                     autoping=True,
                     autoclose=True,
                     heartbeat=HEARTBEAT,
                     max_msg_size=MAX_MESSAGE,
                     compress=0,
-                    ssl=gateway.upstream.tls_of(target),
+                    ssl=target.tls,
                 )
         except aiohttp.WSServerHandshakeError as exc:
             logger.info("Upstream %s refused a WebSocket: %d", target.url, exc.status)
+            pool.answered(exchange, exc.status)
             raise Refused("upstream_refused") from None
         except TimeoutError:
+            pool.failed(exchange, "did not answer a handshake in time")
             raise Refused("upstream_timeout") from None
         except (aiohttp.ClientError, OSError) as exc:
-            failure = exc
+            pool.connecting_failed(exchange, exc)
+            never, failure = target, exc
+        else:
+            pool.answered(exchange, 101)
+            return peer
     logger.warning("No upstream for a WebSocket: %r", failure)
     raise Refused("upstream_unreachable") from None
 
@@ -253,9 +273,7 @@ async def _refuse(scope: Any, send: Any, refusal: Refused, found: Incoming | Non
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": _POLICY, "reason": refusal.code})
         return
-    status, headers, body = answers.build(
-        refusal.code, request_id, found.accept_language if found else b"", refusal.details
-    )
-    headers.extend(refusal.headers)
+    language = found.accept_language if found else b""
+    status, headers, body = answers.build(refusal.code, request_id, language, refusal.headers, refusal.details)
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body, "more_body": False})

@@ -7,11 +7,17 @@ import shutil
 
 import pytest
 from django.conf import settings
+from hypothesis import settings as hypothesis_settings
 
 from tests.database import django_db_setup  # noqa: F401 - a fixture, for every test
 from zenzefi.lib import redis as redis_client
 from zenzefi.runtime import servers
 from zenzefi.runtime.embedded import Lease
+
+# The same examples every time, unless asked for new ones: a failure of the suite is the code's, not the day's.
+hypothesis_settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+hypothesis_settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
+hypothesis_settings.load_profile("ci")
 
 LEASE = pytest.StashKey[Lease]()
 TOOLS = {
@@ -54,6 +60,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         count = sum(_reason(marker) in reason for reason in skipped)
         if count:
             terminalreporter.write_line(f"Left out {count} tests marked {marker}: {_reason(marker)}.")
+    # What tests recorded for people, also in another process.
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, text in getattr(report, "user_properties", []):
+                if name == "summary" and report.when == "call":
+                    terminalreporter.write_line(text)
 
 
 def _missing() -> list[str]:

@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from tokens import secrets
 from tokens.exceptions import TokenNotFound
@@ -142,6 +142,15 @@ def check_token(secret: str) -> AccessToken | None:
     if not secrets.is_well_formed(secret):
         return None
     return AccessToken.objects.select_related("owner").filter(digest=secrets.digest(secret)).first()
+
+
+def tokens_like(text: str, *, limit: int) -> list[AccessToken]:
+    """Return the tokens that staff mean by an id, a hint (``znz_…last4``) or its last four characters, newest first."""
+    try:
+        meant = Q(pk=uuid.UUID(text))
+    except ValueError:
+        meant = Q(last_four=text.removeprefix(secrets.PREFIX).lstrip(".…"))
+    return list(AccessToken.objects.filter(meant).select_related("owner").order_by("-created_at")[:limit])
 
 
 def prices_for_sale() -> QuerySet[TokenPrice]:

@@ -85,6 +85,19 @@ def _side_is_consistent(side: str) -> Q:
     )
 
 
+class TransferQuerySet(models.QuerySet["Transfer"]):
+    def of(self, account: Account, side: str, *, newest_first: bool = True) -> TransferQuerySet:
+        """The transfers that have the account on one side (``debit`` or ``credit``), in their order.
+
+        Asked for as a range of one and ordered by the account first, so that only the index on both can give that
+        order. Otherwise PostgreSQL, which takes an account's rows to be spread evenly, may walk the primary key
+        through everything that others have posted since.
+        """
+        column = f"{side}_account_id"
+        order = [column, "-id"] if newest_first else [f"-{column}", "id"]
+        return self.filter(**{f"{side}_account__gte": account, f"{side}_account__lte": account}).order_by(*order)
+
+
 class Transfer(models.Model):
     """One double entry: ``amount`` ZNC left the debit account and arrived on the credit account.
 
@@ -126,6 +139,8 @@ class Transfer(models.Model):
     )
     credit_owed_after = models.DecimalField(_("owed after, credit account"), max_digits=14, decimal_places=2, null=True)
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+
+    objects = TransferQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("transfer")

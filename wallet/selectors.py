@@ -46,20 +46,20 @@ class Transactions:
         self._account = account
         self._filters = filters
 
-    def _side(self, name: str) -> QuerySet[Transfer]:
-        return Transfer.objects.filter(**{f"{name}_account": self._account}, **self._filters)
-
     def count(self) -> int:
         if self._account is None:
             return 0
         if not self._filters:
             return self._account.postings
-        return self._side("debit").count() + self._side("credit").count()
+        sides = (Transfer.objects.of(self._account, side) for side in ("debit", "credit"))
+        return sum(side.filter(**self._filters).count() for side in sides)
 
     def __getitem__(self, page: slice) -> list[dict[str, Any]]:
+        if self._account is None:
+            return []
         sides = [
-            self._side(name)
-            .order_by("-id")
+            Transfer.objects.of(self._account, name)
+            .filter(**self._filters)
             .values(
                 "id",
                 "public_id",

@@ -58,8 +58,8 @@ class Statement:
     def _last_id(self) -> int:
         if self._account is None:
             return 0
-        sides = (Transfer.objects.filter(**{f"{side}_account": self._account}) for side in ("debit", "credit"))
-        return max(side.order_by("-id").values_list("id", flat=True).first() or 0 for side in sides)
+        sides = (Transfer.objects.of(self._account, side) for side in ("debit", "credit"))
+        return max(side.values_list("id", flat=True).first() or 0 for side in sides)
 
     def _net(self, **period: datetime) -> Decimal:
         net = ZERO
@@ -76,14 +76,8 @@ class Statement:
         after = 0
         while True:
             sides = [
-                Transfer.objects.filter(
-                    **{f"{side}_account": self._account},
-                    id__gt=after,
-                    id__lte=self._last,
-                    created_at__gte=self.start,
-                    created_at__lt=self.end,
-                )
-                .order_by("id")
+                Transfer.objects.of(self._account, side, newest_first=False)
+                .filter(id__gt=after, id__lte=self._last, created_at__gte=self.start, created_at__lt=self.end)
                 .values(
                     "id",
                     "public_id",

@@ -78,6 +78,8 @@ _OWN_ANSWERS = _refusals(
     "device_conflict",
     "upstream_unreachable",
     "upstream_invalid",
+    "upstream_unavailable",
+    "upstream_busy",
     "upstream_timeout",
     "gateway_closed",
 ) | {429: OpenApiResponse(LimitRefusalSerializer, "A limit of the token: its rate, requests at once, or a quota.")}

@@ -21,15 +21,17 @@ from tests.bench.load import Load, load, wrk_program
 from tests.bench.nginx import SMALL_SIZE, Front, StaticUpstream, proxy_front, static_upstream
 from tests.bench.processes import BenchError, allow_many_files
 from tests.bench.profiling import profile
+from tests.bench.purchases import purchases
 from tests.bench.transfer import bulk_upstream, transfers
 
 PASS = "nginx proxy_pass"
 AUTH = "nginx auth_request"
 GATEWAY = "gateway"
 DIRECT = "upstream"
-PARTS = ("load", "latency", "transfer")
+PARTS = ("load", "latency", "transfer", "purchases")
 QUICK_SECONDS = 5
 QUICK_TRANSFER_MIB = 256
+QUICK_PURCHASE_SECONDS = 4
 
 
 def say(text: str) -> None:
@@ -54,7 +56,8 @@ def parts(text: str) -> list[str]:
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
-        description="Measures the gateway beside nginx: throughput, added latency, large transfers. Loopback only.",
+        description="Measures the gateway beside nginx (throughput, added latency, large transfers) and purchases of "
+        "tokens. Loopback only.",
     )
     parser.add_argument("--seconds", type=int, default=30, help="of each load (default 30)")
     parser.add_argument("--connections", type=whole_numbers, default=[32, 256, 1000], metavar="N,...")
@@ -68,6 +71,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="gateway worker processes (default 1)")
     parser.add_argument("--rate", type=int, default=500, help="requests per second of the latency part")
     parser.add_argument("--transfer-mib", type=int, default=1024, help="size of the large transfers")
+    parser.add_argument("--purchase-seconds", type=int, default=24, help="of all purchases together (default 24)")
     parser.add_argument("--only", type=parts, default=list(PARTS), metavar="PART,...", help=",".join(PARTS))
     parser.add_argument("--without-gateway", action="store_true", help="nginx alone, to check the machine")
     parser.add_argument("--profile", action="store_true", help="also say where a worker spends its time")
@@ -78,6 +82,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.quick:
         options.seconds = min(options.seconds, QUICK_SECONDS)
         options.transfer_mib = min(options.transfer_mib, QUICK_TRANSFER_MIB)
+        options.purchase_seconds = min(options.purchase_seconds, QUICK_PURCHASE_SECONDS)
     return options
 
 
@@ -118,6 +123,8 @@ class Bench:
             self._small_requests()
         if "transfer" in chosen:
             self._large_transfers()
+        if "purchases" in chosen and not self.options.without_gateway:
+            self._purchases()
         if self.options.profile and not self.options.without_gateway:
             self._profile()
 
@@ -184,6 +191,13 @@ class Bench:
         self.figures["transfer"] = [one.as_json() for one in measured]
         self.findings += report.transfer_findings(measured, front=GATEWAY, reference=PASS)
 
+    def _purchases(self) -> None:
+        say(f"purchases: {self.options.purchase_seconds} s, one process")
+        sales, history = purchases(self.directory / "purchases", seconds=self.options.purchase_seconds)
+        say("\n" + report.sales_table(sales) + "\n")
+        self.figures["purchases"] = {"sales": [one.as_json() for one in sales], "history": history.as_json()}
+        self.findings += report.history_findings(history)
+
     def _profile(self) -> None:
         say("profile: 32 connections")
         with static_upstream(self.directory / "profiled-static", []) as upstream:
@@ -203,7 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     allow_many_files()
     try:
-        wrk_program()
+        if options.only != ["purchases"]:
+            wrk_program()
         with tempfile.TemporaryDirectory(prefix="zenzefi-bench-") as name:
             bench = Bench(options, Path(name))
             bench.run()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tests.bench.latency import Latency
 from tests.bench.load import Load
+from tests.bench.purchases import History, Sales
 from tests.bench.transfer import Transfer
 
 RATIO_GOAL = 0.25
@@ -12,6 +13,7 @@ ADDED_P50_GOAL = 0.002
 ADDED_P99_GOAL = 0.010
 GROWTH_GOAL_MIB = 20.0
 RATE_GOAL = 0.9
+FIRST_PAGE_GOAL = 0.020
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,21 @@ def transfer_table(transfers: Sequence[Transfer]) -> str:
     return table(["front", "way", "size", "MB/s", "RSS growth MiB"], rows)
 
 
+def sales_table(sales: Sequence[Sales]) -> str:
+    rows = [
+        [
+            f"{one.buyers} buyer{'s' * (one.buyers != 'one')}",
+            str(one.threads),
+            str(one.purchases),
+            f"{one.per_second:.0f}",
+            milliseconds(one.p50),
+            milliseconds(one.p99),
+        ]
+        for one in sales
+    ]
+    return table(["purchases by", "threads", "count", "per second", "p50 ms", "p99 ms"], rows)
+
+
 def load_findings(loads: Sequence[Load], *, front: str, reference: str, size: int) -> list[Finding]:
     findings = []
     for one in loads:
@@ -154,6 +171,14 @@ def transfer_findings(transfers: Sequence[Transfer], *, front: str, reference: s
             )
         )
     return findings
+
+
+def history_findings(history: History) -> list[Finding]:
+    text = (
+        f"first page of {history.transfers} transfers in {milliseconds(history.page_seconds)} ms of PostgreSQL "
+        f"(goal: under {milliseconds(FIRST_PAGE_GOAL)})"
+    )
+    return [Finding(text, history.page_seconds < FIRST_PAGE_GOAL)]
 
 
 def verdict(findings: Sequence[Finding]) -> str:

@@ -15,11 +15,14 @@ from tests.bench.latency import Latency, percentile
 from tests.bench.load import Load, WrkResult, parse_wrk
 from tests.bench.nginx import Front
 from tests.bench.processes import REPOSITORY, BenchError
+from tests.bench.purchases import History, Sales
 from tests.bench.report import (
+    history_findings,
     latency_findings,
     load_findings,
     load_table,
     ratio,
+    sales_table,
     size_name,
     transfer_findings,
 )
@@ -123,6 +126,45 @@ def test_latency_goal(p50: float, p99: float, errors: int, met: bool) -> None:
 def test_transfer_goal(rate: float, growth: float, met: bool) -> None:
     measured = [Transfer("nginx", "up", 2**30, 1000, 0), Transfer("ours", "up", 2**30, rate, growth)]
     assert [finding.met for finding in transfer_findings(measured, front="ours", reference="nginx")] == [met]
+
+
+@pytest.mark.parametrize(("seconds", "met"), [(0.0199, True), (0.0201, False)])
+def test_history_goal(seconds: float, met: bool) -> None:
+    assert [finding.met for finding in history_findings(History(100_000, seconds))] == [met]
+
+
+def test_sales_are_shown_by_buyers_and_threads() -> None:
+    text = sales_table([Sales("different", 8, 900, 90.0, 0.01, 0.02), Sales("one", 1, 400, 40.0, 0.02, 0.03)])
+    assert [line.split() for line in text.splitlines()[2:]] == [
+        ["different", "buyers", "8", "900", "90", "10.00", "20.00"],
+        ["one", "buyer", "1", "400", "40", "20.00", "30.00"],
+    ]
+
+
+@pytest.mark.slow
+def test_purchases_are_measured_without_nginx_and_wrk(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ["--only=purchases", "--purchase-seconds=2", "--json", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PATH": "/nowhere", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    measured = json.loads(file.read_text())["purchases"]
+    assert [(one["buyers"], one["threads"]) for one in measured["sales"]] == [
+        ("different", 1),
+        ("different", 8),
+        ("one", 1),
+        ("one", 8),
+    ]
+    assert all(one["purchases"] > 0 and 0 < one["p50"] <= one["p99"] for one in measured["sales"])
+    assert measured["history"]["page_seconds"] > 0
+    assert _processes_that_mention(str(tmp_path)) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
 def test_bulk_upstream_counts_what_it_gets(tmp_path: Path) -> None:

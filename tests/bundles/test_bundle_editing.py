@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib.auth.models import Permission
 from django.db import IntegrityError, transaction
 
 from bundles.models import Bundle
+from bundles.services import save_edited_bundle
 from tests.money import api, staff_client, user_with
 from tokens.models import Scope, TokenPrice
 
@@ -288,3 +290,29 @@ def test_the_back_office_prices_what_is_left_empty_and_asks_for_a_reason():
     assert (bundle.total_price, bundle.override_reason) == (Decimal("100.00"), "Autumn")
     assert [len(events(name)) for name in ("bundle.created", "bundle.changed")] == [1, 1]
     assert staff.post(f"/admin/bundles/bundle/{bundle.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_a_form_that_is_wrong_for_another_reason_prices_nothing():
+    staff = staff_client(user_with(is_staff=True, is_superuser=True))
+    for wrong in ({"name": ""}, {"scope": "none"}, {"token_count": "x"}):
+        page = staff.post("/admin/bundles/bundle/add/", {**FORM, **wrong})
+        assert page.status_code == 200
+        assert page.context["errors"]
+    assert not Bundle.objects.filter(name="Week Pack").exists()
+
+
+def test_who_may_only_look_at_bundles_changes_none():
+    looking = user_with(is_staff=True)
+    looking.user_permissions.add(Permission.objects.get(codename="view_bundle"))
+    path = f"/admin/bundles/bundle/{starter().pk}/change/"
+    assert b"Starter Pack" in staff_client(looking).get(path).content
+    assert staff_client(looking).post(path, FORM).status_code == 403
+    assert starter()
+
+
+def test_prices_that_only_the_database_refuses_are_not_taken_for_a_name():
+    bundle = starter()
+    bundle.total_price = Decimal("1.00")
+    with pytest.raises(IntegrityError):
+        save_edited_bundle(bundle=bundle, actor=user_with(is_staff=True))
+    assert starter().total_price == Decimal("81.00")

@@ -85,6 +85,9 @@ def fill(count: int) -> None:
     """Make at least ``count`` rows of everything that staff look at."""
     session = apps.get_model("proxy", "Session")
     rule = apps.get_model("proxy", "ScopeRule")
+    target = apps.get_model("proxy", "UpstreamTarget")
+    version = apps.get_model("proxy", "ScopeVersion")
+    outage = apps.get_model("proxy", "UpstreamOutage")
     for _ in range(count):
         user = user_with("100.00")
         Api(user)
@@ -94,6 +97,9 @@ def fill(count: int) -> None:
         mark = uuid.uuid4().hex[:8]
         scope = Scope.objects.create(slug=f"scope-{mark}", description="Certificates")
         rule.objects.create(scope=scope, pattern=f"certificates/{mark}")
+        version.objects.create(scope=scope, number=1, rules=[], reason="Certificates", created_by=user)
+        target.objects.create(name=f"server-{mark}", url=f"https://{mark}.invalid").scopes.add(scope)
+        outage.objects.create(targets=[mark], ended_at=clock.now())
         TokenPrice.objects.create(duration_hours=1000 + TokenPrice.objects.count(), price="7.00")
         bundle = Bundle.objects.order_by("pk").first()
         assert bundle is not None

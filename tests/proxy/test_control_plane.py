@@ -48,10 +48,11 @@ def test_rules_are_edited_and_bad_ones_refused(back_office, transactional_db):
     scope = Scope.objects.get(slug="certificates_only")
     before = ScopeRule.objects.count()
 
-    bad = back_office.post("/admin/proxy/scoperule/add/", {"scope": scope.pk, "pattern": "a/../b", "description": ""})
+    data = {"scope": scope.pk, "action": "allow", "description": "", "reason": "needed"}
+    bad = back_office.post("/admin/proxy/scoperule/add/", {**data, "pattern": "a/../b"})
     assert bad.status_code == 200
     assert ScopeRule.objects.count() == before
 
-    good = back_office.post("/admin/proxy/scoperule/add/", {"scope": scope.pk, "pattern": "a/b/…", "description": ""})
+    good = back_office.post("/admin/proxy/scoperule/add/", {**data, "pattern": "a/b/…"})
     assert good.status_code == 302
     assert ScopeRule.objects.filter(pattern="a/b/…").exists()

@@ -14,8 +14,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from proxy import selectors, upstream_services
+from proxy.models import UpstreamTarget
 from tests.proxy.live import LiveGateway
 from tests.proxy.test_refusals import assert_refused
+from zenzefi.lib import health
 
 
 def certificate(directory, *, address="127.0.0.1", ends=timedelta(days=1)):
@@ -108,3 +111,73 @@ def test_an_unknown_authority_is_refused_and_nothing_sent(settings, tls_server, 
 def test_a_certificate_for_another_name_or_time_is_refused(settings, tls_server, issue):
     assert_refused(get(settings, tls_server, issue(), tls_server.chain), 502, "upstream_unreachable")
     assert tls_server.seen == []
+
+
+# --- servers as rows, with an authority and a certificate of ours for each
+
+
+@pytest.fixture
+def demanding(tmp_path):
+    """A server that wants a client certificate of one authority."""
+    (tmp_path / "server").mkdir()
+    (tmp_path / "client").mkdir()
+    chain, key = certificate(tmp_path / "server")
+    ours, our_key = certificate(tmp_path / "client")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    context.load_verify_locations(ours)
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = TLSServer(("127.0.0.1", 0), Hello)
+    server.seen = []
+    server.chain = chain
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server, chain.read_text(), ours.read_text(), our_key.read_text()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def store(server, **fields):
+    key = fields.pop("client_key", None)
+    target = UpstreamTarget(name="secure", url=f"https://127.0.0.1:{server.server_address[1]}", probe_path="", **fields)
+    return upstream_services.save_target(target=target, client_key=key)
+
+
+def test_a_server_gets_our_certificate_and_is_verified_by_its_own_authority(demanding, issue):
+    server, authority, ours, key = demanding
+    target = store(server, ca_certificates=authority, client_certificate=ours, client_key=key)
+    issued = issue()
+    with LiveGateway().running() as live, live.client(issued.secret) as client:
+        assert client.get("x?y=1").content == b"hello"
+        assert health.check_zenzefi().status == "healthy"
+    assert server.seen == ["/x?y=1", "/"]
+    # What is stored is no key to anybody without SECRET_KEY.
+    assert b"PRIVATE KEY" not in bytes(target.client_key)
+    assert key not in repr(selectors.upstream_targets())
+
+
+@pytest.mark.parametrize("missing", ["certificate", "authority"])
+def test_without_our_certificate_or_its_authority_nothing_is_sent(demanding, issue, missing):
+    server, authority, ours, key = demanding
+    if missing == "certificate":
+        store(server, ca_certificates=authority)
+    else:
+        store(server, client_certificate=ours, client_key=key)
+    issued = issue()
+    with LiveGateway().running() as live, live.client(issued.secret) as client:
+        assert_refused(client.get("x"), 502, "upstream_unreachable")
+    assert server.seen == []
+    assert issued.reload().activated_at is None
+
+
+def test_a_key_that_cannot_be_read_any_more_keeps_only_its_own_server_out(demanding, upstream, issue, settings):
+    server, authority, ours, key = demanding
+    store(server, ca_certificates=authority, client_certificate=ours, client_key=key)
+    UpstreamTarget.objects.create(name="plain", url=upstream.url, probe_path="")
+    settings.SECRET_KEY = "another-" + settings.SECRET_KEY
+    with LiveGateway().running() as live, live.client(issue().secret) as client:
+        assert [client.get("json").status_code for _ in range(3)] == [200] * 3
+        assert [target.spec.name for target in live.gateway.upstream.targets] == ["plain"]
+    assert server.seen == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tokens.models import AccessToken
 from tokens.services import PurchasedToken, purchase_token
 from wallet.exceptions import InsufficientBalance
 from wallet.models import Account, Transfer
+from wallet.reconciliation import reconcile
 from wallet.selectors import balance_of
 from wallet.services import accounts
 
@@ -38,6 +40,17 @@ def test_one_is_sold_and_the_others_are_told_that_the_balance_is_short():
     outcomes = Counter(type(outcome) for outcome in buy_at_once(user))
     assert outcomes == {PurchasedToken: 1, InsufficientBalance: BUYERS - 1}
     assert_sold_once(user)
+
+
+@pytest.mark.slow
+def test_twenty_at_once_with_money_for_three_buy_three():
+    for _ in range(20):
+        user = user_with("60.00")
+        outcomes = run_at_once(20, partial(lambda user, _: purchase_token(owner=user, duration_hours=24), user))
+        assert Counter(map(type, outcomes)) == {PurchasedToken: 3, InsufficientBalance: 17}
+        assert balance_of(user).balance == Decimal("6.00")
+        assert AccessToken.objects.filter(owner=user).count() == 3
+    assert [outcome for outcome in reconcile() if outcome.drifts] == []
 
 
 def test_one_is_sold_over_http():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,11 +23,21 @@ from tokens.exceptions import (
     TokenNotFound,
     TokenNotUsable,
 )
-from tokens.models import AccessToken
-from tokens.services import Activation, Revocation, activate_token, purchase_token, revocation, revoke_token
+from tokens.models import AccessToken, TokenPrice
+from tokens.services import (
+    Activation,
+    Revocation,
+    activate_token,
+    purchase_token,
+    record_expiries,
+    revocation,
+    revoke_token,
+)
+from tokens.services.access import find_token
 from tokens.signals import credentials_changed
 from wallet.exceptions import BalanceLimitExceeded
 from wallet.models import Account, Transfer
+from wallet.reconciliation import reconcile
 from wallet.selectors import balance_of
 from zenzefi.lib import clock
 
@@ -237,30 +248,126 @@ def test_without_the_locks_revocations_run_into_each_other(monkeypatch):
     assert TokenAlreadyRevoked not in {type(outcome) for outcome in outcomes}
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("attempt", range(5))
-def test_revocation_against_activation(attempt):
+def test_revocation_against_first_use():
     """Whichever comes first wins whole: a refunded token never becomes usable, a used one is not refunded whole."""
+    for _ in range(20):
+        token = token_of_new_user(balance="18.00").token
+        outcomes = run_at_once(20, partial(_use_or_revoke, token, clock.now() - timedelta(hours=12)))
+        kinds = {type(outcome) for outcome in outcomes}
+        assert kinds <= {Activation, TokenNotUsable, Revocation, TokenAlreadyRevoked}
+        token.refresh_from_db()
+        [revoked] = [outcome for outcome in outcomes if isinstance(outcome, Revocation)]
+        if token.activated_at is None:
+            assert Activation not in kinds
+            assert revoked.refund_amount == Decimal("18.00")
+        else:
+            assert Decimal("8.99") <= revoked.refund_amount <= Decimal("9.00")
+        assert balance_of(token.owner).balance == revoked.refund_amount
+        assert token.refunded == revoked.refund_amount
+    assert [outcome for outcome in reconcile() if outcome.drifts] == []
+
+
+def _use_or_revoke(token: AccessToken, used_since: datetime, number: int) -> Any:
+    if number % 2:
+        return activate_token(token_id=token.id, at=used_since)
+    return revoke_token(token_id=token.id, actor=None, refund=True)
+
+
+def while_the_refund_is_computed(monkeypatch: pytest.MonkeyPatch, call: Any) -> None:
+    """Let a revocation stop after it has looked at its token, until somebody else has done something."""
+    compute = revocation.refund_due
+
+    def meanwhile(token: AccessToken, at: datetime) -> Decimal:
+        run_at_once(1, lambda _: call())
+        return compute(token, at)
+
+    monkeypatch.setattr(revocation, "refund_due", meanwhile)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_without_the_lock_a_token_in_use_is_refunded_whole(monkeypatch):
+    """The negative control of the race above."""
     token = token_of_new_user(balance="18.00").token
-    used_since = clock.now() - timedelta(hours=12)
-
-    def act(number: int) -> Any:
-        if number % 2:
-            return activate_token(token_id=token.id, at=used_since)
-        return revoke_token(token_id=token.id, actor=None, refund=True)
-
-    outcomes = run_at_once(8, act)
-    kinds = {type(outcome) for outcome in outcomes}
-    assert kinds <= {Activation, TokenNotUsable, Revocation, TokenAlreadyRevoked}
+    monkeypatch.setattr(revocation, "lock_token", find_token)
+    while_the_refund_is_computed(
+        monkeypatch, lambda: activate_token(token_id=token.id, at=clock.now() - timedelta(hours=12))
+    )
+    revoked = revoke_token(token_id=token.id, actor=None, refund=True)
     token.refresh_from_db()
-    [revoked] = [outcome for outcome in outcomes if isinstance(outcome, Revocation)]
-    if token.activated_at is None:
-        assert Activation not in kinds
-        assert revoked.refund_amount == Decimal("18.00")
-    else:
-        assert Decimal("8.99") <= revoked.refund_amount <= Decimal("9.00")
-    assert balance_of(token.owner).balance == revoked.refund_amount
-    assert token.refunded == revoked.refund_amount
+    assert token.activated_at is not None
+    assert revoked.refund_amount == Decimal("18.00")
+
+
+@pytest.fixture
+def a_zinc_a_second(monkeypatch):
+    """A day costs 86,400.00, and time stands still until it is moved."""
+    TokenPrice.objects.filter(duration_hours=24).update(price=Decimal("86400.00"))
+    moment = [clock.now()]
+    monkeypatch.setattr(clock, "now", lambda: moment[0])
+    return moment
+
+
+def two_seconds_left() -> AccessToken:
+    token = token_of_new_user(balance="86400.00").token
+    activate_so_that(token, seconds_left=2)
+    return token
+
+
+def expired() -> int:
+    return len(events("token.expired"))
+
+
+@pytest.mark.slow
+@pytest.mark.django_db(transaction=True)
+def test_revocation_against_expiry(a_zinc_a_second):
+    """A token ends once: revoked and refunded, or expired and not."""
+    for number in range(20):
+        token, before = two_seconds_left(), expired()
+        outcomes = run_at_once(20, partial(_expire_or_revoke, token, a_zinc_a_second, number / 2000))
+        record_expiries()
+        assert token.expires_at is not None
+        a_zinc_a_second[0] = token.expires_at
+        token.refresh_from_db()
+        kinds = Counter(type(outcome) for outcome in outcomes if not isinstance(outcome, int))
+        if token.revoked_at is not None:
+            assert kinds == {Revocation: 1, TokenAlreadyRevoked: kinds[TokenAlreadyRevoked]}
+            assert (balance_of(token.owner).balance, expired()) == (Decimal("2.00"), before)
+        else:
+            assert set(kinds) == {TokenExpired}
+            assert (balance_of(token.owner).balance, expired()) == (Decimal("0.00"), before + 1)
+    assert [outcome for outcome in reconcile() if outcome.drifts] == []
+
+
+def _expire_or_revoke(token: AccessToken, moment: list[datetime], delay: float, number: int) -> Any:
+    if number == 0:
+        threading.Event().wait(delay)
+        assert token.expires_at is not None
+        moment[0] = token.expires_at
+    if number % 4 == 0:
+        return record_expiries()
+    return revoke_token(token_id=token.id, actor=None, refund=True)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("locked", [True, False])
+def test_only_the_lock_keeps_a_token_from_ending_twice(monkeypatch, a_zinc_a_second, locked):
+    """The negative control of the race above, and the same with the lock."""
+    token = two_seconds_left()
+    recorded: list[int] = []
+
+    def expire() -> None:
+        assert token.expires_at is not None
+        a_zinc_a_second[0] = token.expires_at
+        recorded.append(record_expiries())
+
+    if not locked:
+        monkeypatch.setattr(revocation, "lock_token", find_token)
+    while_the_refund_is_computed(monkeypatch, expire)
+    assert revoke_token(token_id=token.id, actor=None, refund=True).refund_amount == Decimal("2.00")
+    assert recorded == [0 if locked else 1]
+    assert expired() == recorded[0]
 
 
 @pytest.mark.django_db(transaction=True)

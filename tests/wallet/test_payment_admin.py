@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from tests.factories import StaffFactory, SuperuserFactory
 from tests.money import staff_client, user_with
-from wallet.models import Currency, ExchangeRate, Payment, PaymentEvent
+from wallet.models import Currency, ExchangeRate, Payment, PaymentDispute, PaymentEvent, PaymentRefund, ReceiptSeries
 from wallet.payments import services
 from wallet.payments.providers import mock
 from wallet.selectors import balance_of
@@ -130,3 +130,31 @@ def test_a_refund_asks_for_a_reason_and_for_the_permission():
     assert payment.refunds.get().reason == "asked for"
     act(client, "refund", payment, confirm="1", reason="the rest")
     assert balance_of(user).balance == 0
+
+
+def test_what_the_provider_refuses_to_tell_is_shown_and_changes_nothing(settings):
+    user = user_with()
+    payment = start(user)
+    payload = mock.notification(payment, mock.SUCCEEDED, event_id="e", amount="1.00").payload
+    event = PaymentEvent.objects.create(provider="mock", event_id="e", kind=mock.SUCCEEDED, payload=payload)
+    client = staff_client(SuperuserFactory())
+    page = client.post(
+        "/admin/wallet/paymentevent/", {"action": "process_again", "_selected_action": [str(event.pk)]}, follow=True
+    )
+    assert b"another amount" in page.content
+    event.refresh_from_db()
+    assert event.processed_at is None
+    settings.PAYMENT_PROVIDERS = []
+    assert b"not available" in act(client, "ask_provider", payment).content
+    payment.refresh_from_db()
+    assert payment.status == "pending"
+    assert balance_of(user).balance == 0
+
+
+def test_each_row_has_a_name_for_people():
+    payment = pay(start(user_with()))
+    refund = PaymentRefund(payment=payment, amount=Decimal("1.00"), status=PaymentRefund.Status.DONE)
+    dispute = PaymentDispute(payment=payment, provider_dispute_id="dp_1", outcome=PaymentDispute.Outcome.OPEN)
+    assert str(refund) == "1.00 done"
+    assert str(dispute) == "dp_1 open"
+    assert str(ReceiptSeries.objects.get()) == f"{timezone.now().year}: 1"

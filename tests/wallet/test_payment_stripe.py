@@ -421,3 +421,11 @@ def test_a_thousand_events_three_times_shuffled_from_eight_threads(server):
     numbers = sorted(map(str, Payment.objects.values_list("receipt_number", flat=True)))
     assert numbers == [f"{timezone.now().year}-{n:06d}" for n in range(1, 501)]
     assert [drift for outcome in reconcile() for drift in outcome.drifts] == []
+
+
+def test_a_session_is_known_by_its_own_id_too(server):
+    user = user_with()
+    payment = start(user)
+    session = server.pay(payment.provider_payment_id)
+    send("checkout.session.completed", {**session, "metadata": {}})
+    assert standing(user) == ("100.00", "0.00")

@@ -13,7 +13,7 @@ from django.utils import timezone
 from tests.factories import StaffFactory
 from tests.money import api, user_with
 from tests.wallet.providers import YooKassaServer, serving, yookassa_notification
-from wallet.exceptions import ProviderRefused, ProviderUnavailable
+from wallet.exceptions import InvalidNotification, ProviderRefused, ProviderUnavailable
 from wallet.models import Payment, PaymentEvent, Transfer
 from wallet.payments import services
 from wallet.selectors import balance_of
@@ -238,4 +238,30 @@ def test_refusals_and_silence_have_names(server, settings):
 def test_a_malformed_notification_is_refused(server, body):
     answer = Client(REMOTE_ADDR=SENDER).post("/api/v1/webhooks/payment/yookassa", body, "application/json")
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_notification")
+    assert not PaymentEvent.objects.exists()
+
+
+def test_a_payment_without_a_page_is_none(server, monkeypatch):
+    made = server.route
+
+    def without_page(*request: Any) -> Any:
+        status, answer = made(*request)
+        return status, {name: value for name, value in answer.items() if name != "confirmation"}
+
+    monkeypatch.setattr(server, "route", without_page)
+    with pytest.raises(ProviderUnavailable):
+        start(user_with())
+    assert Payment.objects.get().status == "canceled"
+
+
+def test_a_refund_that_names_no_payment_is_malformed(server):
+    answer = send("refund.succeeded", {"id": "rf-1", "status": "succeeded"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_notification")
+    assert PaymentEvent.objects.get().processed_at is None
+
+
+def test_who_has_no_address_is_not_heard(server):
+    body = yookassa_notification("payment.succeeded", {"id": "x"})
+    with pytest.raises(InvalidNotification):
+        services.receive_notification(provider="yookassa", body=body, headers={}, address="unix:")
     assert not PaymentEvent.objects.exists()

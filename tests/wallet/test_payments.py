@@ -22,7 +22,7 @@ from tests.money import api, user_with
 from tests.threads import run_at_once
 from tokens.services import purchase_token
 from wallet import tasks
-from wallet.exceptions import AlreadyPosted, AmountNotPayable, DebtOutstanding, PaymentNotFound
+from wallet.exceptions import AlreadyPosted, AmountNotPayable, DebtOutstanding, PaymentNotFound, ProviderUnavailable
 from wallet.models import (
     Currency,
     ExchangeRate,
@@ -36,7 +36,7 @@ from wallet.models import (
 from wallet.payments import reconciliation as payments_reconciliation
 from wallet.payments import services
 from wallet.payments.providers import mock
-from wallet.payments.providers.base import DisputeState, ProviderState, Told
+from wallet.payments.providers.base import DisputeState, ProviderState, Told, to_minor_units
 from wallet.selectors import balance_of
 from wallet.services import SystemAccount, TransferKind, debit, open_account
 from zenzefi.lib.idempotency import RequestInFlight
@@ -740,16 +740,24 @@ def confirm(payment: Payment, _: int) -> Payment:
     return apply(payment, Told.SUCCEEDED)
 
 
+def tell(payment: Payment, number: int) -> None:
+    """Deliver one of two messages that both say that the payment was paid."""
+    body = mock_event(payment, event_id=f"{payment.pk}:{number % 2}")
+    headers = {"X-Mock-Signature": mock.sign(body)}
+    services.receive_notification(provider="mock", body=body, headers=headers, address="127.0.0.1")
+
+
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
-def test_twenty_confirmations_at_once_credit_once():
-    for _ in range(3):
+def test_twenty_notifications_at_once_credit_once():
+    for _ in range(20):
         user = user_with()
         payment = start(user, "10.00")
-        outcomes = run_at_once(20, partial(confirm, payment))
-        assert all(isinstance(outcome, Payment) for outcome in outcomes), outcomes
+        assert run_at_once(20, partial(tell, payment)) == [None] * 20
         assert standing(user) == ("10.00", "0.00")
+    assert PaymentEvent.objects.filter(processed_at__isnull=False).count() == 40
     numbers = sorted(map(str, Payment.objects.values_list("receipt_number", flat=True)))
-    assert numbers == [f"{timezone.now().year}-{n:06d}" for n in (1, 2, 3)]
+    assert numbers == [f"{timezone.now().year}-{n:06d}" for n in range(1, 21)]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -840,3 +848,125 @@ def test_reconciliation_finds_what_was_tampered_with():
             assert expected in drifts(), sql
             transaction.set_rollback(True)
     assert drifts() == []
+
+
+# What happens between two steps of ours
+
+
+def test_either_znc_or_an_amount_is_agreed_on():
+    user = user_with()
+    choices: list[dict[str, Any]] = [{}, {"amount_znc": Decimal("1.00"), "amount": Decimal("10.00")}]
+    for both_or_none in choices:
+        with pytest.raises(ValueError, match="either amount_znc or amount"):
+            services.start_payment(user=user, return_url=RETURN_URL, **both_or_none)
+    assert not Payment.objects.exists()
+
+
+def test_half_a_minor_unit_cannot_be_asked_for():
+    rouble = Currency.objects.get(code="RUB")
+    assert to_minor_units(Decimal("10.50"), rouble) == 1050
+    with pytest.raises(ValueError, match="no whole number"):
+        to_minor_units(Decimal("10.505"), rouble)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_customer_who_pays_before_we_know_the_page_is_credited_once(monkeypatch, reachable):
+    """The provider's message overtakes its answer, which then comes or never does."""
+    user = user_with()
+    create = mock.MockProvider.create
+
+    def paid_meanwhile(provider: mock.MockProvider, payment: Payment) -> Any:
+        apply(payment, Told.SUCCEEDED)
+        if not reachable:
+            raise ProviderUnavailable
+        return create(provider, payment)
+
+    monkeypatch.setattr(mock.MockProvider, "create", paid_meanwhile)
+    if reachable:
+        assert start(user).status == "succeeded"
+    else:
+        with pytest.raises(ProviderUnavailable):
+            start(user)
+    payment = Payment.objects.get()
+    assert (payment.status, payment.poll_at) == ("succeeded", None)
+    assert standing(user) == ("100.00", "0.00")
+
+
+def overtaken(monkeypatch: pytest.MonkeyPatch, step: str, job: Any) -> None:
+    """Let another worker run the job while the first one is at its first row."""
+    original = getattr(services, step)
+    at_first: list[bool] = []
+
+    def with_another_worker(**arguments: Any) -> Any:
+        if not at_first:
+            at_first.append(True)
+            assert job() == 1
+        return original(**arguments)
+
+    monkeypatch.setattr(services, step, with_another_worker)
+
+
+def test_an_event_that_another_worker_took_is_left_to_it(monkeypatch):
+    user = user_with()
+    for number in (1, 2):
+        PaymentEvent.objects.create(
+            provider="mock",
+            event_id=f"e{number}",
+            kind=mock.SUCCEEDED,
+            payload=json.loads(mock_event(start(user), event_id=f"e{number}")),
+            retry_at=timezone.now() - timedelta(seconds=3 - number),
+        )
+    overtaken(monkeypatch, "process_event", services.retry_due_events)
+    assert services.retry_due_events() == 1
+    assert standing(user) == ("200.00", "0.00")
+    assert set(PaymentEvent.objects.values_list("attempts", "outcome")) == {(0, "succeeded")}
+    for event in PaymentEvent.objects.all():
+        services.process_event(event_id=event.pk)
+    assert standing(user) == ("200.00", "0.00")
+
+
+def test_a_payment_that_another_worker_polls_is_left_to_it(monkeypatch):
+    user = user_with()
+    payments = [start(user), start(user)]
+    due = timezone.now() - timedelta(seconds=10)
+    for number, payment in enumerate(payments):
+        Payment.objects.filter(pk=payment.pk).update(poll_at=due + timedelta(seconds=number))
+    overtaken(monkeypatch, "ask_provider", services.poll_due_payments)
+    assert services.poll_due_payments() == 1
+    assert list(Payment.objects.values_list("polls", flat=True)) == [1, 1]
+
+
+def test_a_refund_that_is_done_is_not_done_again():
+    user, staff = user_with(), StaffFactory()
+    payment = pay(start(user))
+    services.refund_payment(payment_id=payment.pk, reason="x", actor=staff, amount=Decimal("400.00"))
+    for _ in range(2):
+        services.carry_out_refund(refund_id=payment.refunds.get().pk)
+    assert standing(user) == ("60.00", "0.00")
+
+
+def test_a_refund_waits_while_its_provider_is_switched_off(settings):
+    user, staff = user_with(), StaffFactory()
+    payment = pay(start(user))
+    PaymentRefund.objects.create(payment=payment, amount=payment.amount, reason="x", requested_by=staff)
+    PaymentRefund.objects.update(created_at=timezone.now() - timedelta(hours=1))
+    settings.PAYMENT_PROVIDERS = []
+    assert services.resume_refunds() == 0
+    assert payment.refunds.get().status == "requested"
+    assert standing(user) == ("100.00", "0.00")
+
+
+def test_the_mocks_page_settles_no_payment_of_another_provider():
+    user = user_with()
+    payment = start(user)
+    payment.pk, payment.provider, payment.provider_payment_id = uuid.uuid4(), "stripe", "cs_1"
+    payment.save(force_insert=True)
+    with pytest.raises(PaymentNotFound):
+        services.settle_mock_payment(payment_id=payment.pk, succeed=True)
+    assert standing(user) == ("0.00", "0.00")
+
+
+def test_a_signed_notification_about_a_name_that_is_no_id_is_taken_and_left():
+    body = json.dumps({"id": "e", "type": "payment.succeeded", "payment_id": "x"}).encode()
+    assert notify(body, **{"X-Mock-Signature": mock.sign(body)}).status_code == 200
+    assert PaymentEvent.objects.get().outcome == "not ours"

@@ -73,11 +73,7 @@ class MomentField(serializers.DateTimeField):
                 return day + timedelta(days=1) if self._whole_day else day
             except (ValueError, OverflowError):
                 self.fail("invalid", format="YYYY-MM-DD")
-        try:
-            # A moment near the ends of the calendar has no counterpart in UTC.
-            return super().to_internal_value(value).astimezone(UTC)
-        except OverflowError:
-            self.fail("invalid", format="YYYY-MM-DDThh:mm:ssZ")
+        return super().to_internal_value(value)
 
 
 class StatementQuerySerializer(serializers.Serializer[Any]):

@@ -227,31 +227,51 @@ def check_redis() -> Outcome:
     return Outcome(urls=urls)
 
 
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A server to ask. ``tls`` makes what its certificate is verified with; ``host`` goes into ``Host``."""
+
+    url: str
+    host: str = ""
+    tls: Callable[[], ssl.SSLContext] | None = None
+
+
+_list_upstreams: list[Callable[[], list[Upstream]]] = []
+
+
+def register_upstreams(listing: Callable[[], list[Upstream]]) -> None:
+    """Have the check of Zenzefi ask these servers. ``listing`` runs in a thread of its own."""
+    _list_upstreams[:] = [listing]
+
+
 def check_zenzefi() -> Outcome:
     """Ask every upstream for its root. Whatever it answers it is there, except that its own upstream is not."""
-    targets = settings.ZENZEFI_TARGET_URLS
+    targets = [upstream for listing in _list_upstreams for upstream in listing()]
     if not targets:
         raise CheckFailed("No upstream is configured.", "ZENZEFI_TARGET_URL is not set.")
     with ThreadPoolExecutor(max_workers=min(8, len(targets))) as pool:
         failures = [failure for failure in pool.map(_upstream_failure, targets) if failure]
-    urls = tuple(without_password(target) for target in targets)
+    urls = tuple(without_password(target.url) for target in targets)
     if not failures:
         return Outcome(urls=urls)
     status: Status = "unhealthy" if len(failures) == len(targets) else "degraded"
     return Outcome(status, f"{len(failures)} of {len(targets)} upstreams do not answer.", "; ".join(failures), urls)
 
 
-def _upstream_failure(target: str) -> str:
+def _upstream_failure(upstream: Upstream) -> str:
     """Return why an upstream does not serve; empty when it does."""
-    certificates: Any = True
-    if target.startswith("https:") and settings.ZENZEFI_CA_FILE is not None:
-        certificates = ssl.create_default_context(cafile=settings.ZENZEFI_CA_FILE)
+    target = upstream.url
+    headers = {"User-Agent": "zenzefi-health", **({"Host": upstream.host} if upstream.host else {})}
+    try:
+        certificates: Any = upstream.tls() if upstream.tls is not None and target.startswith("https:") else True
+    except (OSError, ValueError) as exc:
+        return f"{without_password(target)}: its certificates cannot be used: {exc}"
     # Two phases, connect and read, each at most half of what the check may take.
     timeout = httpx.Timeout(CHECK_SECONDS / 2 - 0.1)
     try:
         with (
             httpx.Client(verify=certificates, timeout=timeout, trust_env=False) as client,
-            client.stream("GET", target, headers={"User-Agent": "zenzefi-health"}) as response,
+            client.stream("GET", target, headers=headers) as response,
         ):
             if response.status_code in {502, 503, 504}:
                 return f"{without_password(target)} answered {response.status_code}"

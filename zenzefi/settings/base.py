@@ -296,6 +296,15 @@ GATEWAY = {
     "fallback_rate": env.integer("GATEWAY_FALLBACK_RATE", 50, minimum=1),
     # How long a request counts against its token's requests at once after its worker was last heard of.
     "lease_seconds": env.seconds("GATEWAY_LEASE_SECONDS", "30"),
+    # Failures in a row after which a server gets no requests, for how many seconds at first and at most.
+    "eject_after": env.integer("GATEWAY_EJECT_AFTER", 5, minimum=1),
+    "eject_seconds": env.seconds("GATEWAY_EJECT_SECONDS", "1"),
+    "eject_max_seconds": env.seconds("GATEWAY_EJECT_MAX_SECONDS", "15"),
+    # Seconds between two probes of a server and for each; results in a row that turn the verdict.
+    "probe_interval": env.seconds("GATEWAY_PROBE_INTERVAL", "5", minimum="0.1"),
+    "probe_timeout": env.seconds("GATEWAY_PROBE_TIMEOUT", "2"),
+    "probe_rise": env.integer("GATEWAY_PROBE_RISE", 2, minimum=1),
+    "probe_fall": env.integer("GATEWAY_PROBE_FALL", 3, minimum=1),
     "shutdown_grace": env.seconds("GATEWAY_SHUTDOWN_GRACE", "10"),
     # A line per proxied request in the log. At thousands a second it costs more than the relaying.
     "access_log": env.boolean("GATEWAY_ACCESS_LOG", False),

@@ -11,7 +11,7 @@ import zenzefi.lib.clock
 class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0005_user_tier"),
-        ("proxy", "0002_certificate_rules"),
+        ("proxy", "0004_first_scope_versions"),
         ("tokens", "0006_allowed_networks"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]

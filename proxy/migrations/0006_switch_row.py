@@ -6,6 +6,6 @@ def create(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("proxy", "0003_limits_and_switch")]
+    dependencies = [("proxy", "0005_limits_and_switch")]
 
     operations = [migrations.RunPython(create, migrations.RunPython.noop)]
