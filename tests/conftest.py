@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Any
 
 import pytest
 from django.conf import settings
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from tests.database import django_db_setup  # noqa: F401 - a fixture, for every test
@@ -15,8 +17,10 @@ from zenzefi.runtime import servers
 from zenzefi.runtime.embedded import Lease
 
 # The same examples every time, unless asked for new ones: a failure of the suite is the code's, not the day's.
-hypothesis_settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
-hypothesis_settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
+# A busy machine draws examples slowly; that is no failure either.
+_CALM: dict[str, Any] = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+hypothesis_settings.register_profile("ci", derandomize=True, **_CALM)
+hypothesis_settings.register_profile("long", max_examples=2000, **_CALM)
 hypothesis_settings.load_profile("ci")
 
 LEASE = pytest.StashKey[Lease]()

@@ -46,6 +46,8 @@ class Reset:
             for table in filled
         )
         with connection.cursor() as cursor:
+            # Left behind where the database is used again.
+            cursor.execute("DROP SCHEMA IF EXISTS reference CASCADE")
             cursor.execute("CREATE SCHEMA reference")
             for table in filled:
                 cursor.execute(sql.SQL("CREATE TABLE reference.{0} AS TABLE public.{0}").format(sql.Identifier(table)))
