@@ -47,6 +47,9 @@ def set_token_limits(
     row, _ = TokenLimits.objects.select_for_update().get_or_create(token_id=token_id)
     changed = _assign(row, limits)
     row.save()
+    successor = tokens_selectors.successor_of(token_id)
+    if successor is not None:
+        carry_limits_over(predecessor_id=token_id, successor_id=successor)
     record(
         "token.limits_changed",
         token.owner,
@@ -60,6 +63,13 @@ def set_token_limits(
     )
     _evict_after_commit(lambda: [token.digest], freed=[token_id] if "seats" in changed else [])
     return row
+
+
+def carry_limits_over(*, predecessor_id: uuid.UUID, successor_id: uuid.UUID) -> None:
+    """Give a token that goes on with another's secret the other's limits."""
+    limits = TokenLimits.objects.filter(pk=predecessor_id).values(*_OF_TOKENS).first()
+    if limits is not None:
+        TokenLimits.objects.update_or_create(token_id=successor_id, defaults=limits)
 
 
 @in_transaction

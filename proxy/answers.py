@@ -46,10 +46,13 @@ ANSWERS = {
     "gateway_closed": Answer(503, gettext_noop("The gateway is closed for the moment. Please try again later."), b"30"),
     "method_not_allowed": Answer(405, gettext_noop("This method is not relayed.")),
     "request_timeout": Answer(408, gettext_noop("The request body did not arrive in time.")),
+    "body_too_large": Answer(413, gettext_noop("The request body is too large.")),
     "upstream_unreachable": Answer(502, gettext_noop("The Zenzefi server cannot be reached.")),
     "upstream_invalid": Answer(502, gettext_noop("The Zenzefi server sent an invalid answer.")),
     "upstream_refused": Answer(502, gettext_noop("The Zenzefi server refused the WebSocket.")),
     "upstream_timeout": Answer(504, gettext_noop("The Zenzefi server did not answer in time.")),
+    "connect_timeout": Answer(504, gettext_noop("No connection to the Zenzefi server was made in time.")),
+    "total_timeout": Answer(504, gettext_noop("The request took longer than a request may.")),
     "upstream_unavailable": Answer(
         503, gettext_noop("No Zenzefi server is available at the moment. Please try again.")
     ),
@@ -107,6 +110,9 @@ def build(
     if status == 401:
         # RFC 9110 §15.5.2 demands a challenge.
         headers.append((b"www-authenticate", b'X-Access-Token realm="zenzefi"'))
+    elif status == 413:
+        # The rest of the body would have to be read to tell where the next request begins.
+        headers.append((b"connection", b"close"))
     elif status == 503 and not any(name == b"retry-after" for name, _ in extra):
         headers.append((b"retry-after", answer.retry_after))
     headers.extend(extra)

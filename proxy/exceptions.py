@@ -14,6 +14,10 @@ class MalformedRequest(Exception):
     """The head of a request could be read in more than one way; the message is for the log."""
 
 
+class MalformedAnswer(Exception):
+    """The head of an upstream's answer cannot be handed on; the message is for the log."""
+
+
 class Refused(Exception):
     """The gateway answers by itself. ``code`` is one of ``proxy.answers.ANSWERS``."""
 

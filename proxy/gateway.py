@@ -27,7 +27,7 @@ from django.db import DatabaseError
 from proxy import answers, breaker, keys, metering, selectors, targets, upstream, upstream_services
 from proxy.cors import Cors
 from proxy.database import Database, DatabaseAway
-from proxy.exceptions import MalformedRequest, Refused
+from proxy.exceptions import MalformedAnswer, MalformedRequest, Refused
 from proxy.gate import Gate
 from proxy.headers import (
     Forwarding,
@@ -126,6 +126,7 @@ class Gateway:
             settings.REDIS_URL, timeout=timeout, subscribe=keys.changes_channel(), on_message=self._on_change
         )
         self.registry = Registry()
+        self.registry.on_expiry = self._on_expiry
         self.validator = Validator(self.link, self.database, self.registry.count_of)
         self.paces = Paces()
         self.gate = Gate(self.database, self.registry)
@@ -135,6 +136,7 @@ class Gateway:
         self._specs: list[TargetSpec] | None = None
         self._loading_targets = asyncio.Lock()
         self.metrics = Metrics(self)
+        self._body_max = int(conf["body_max_bytes"])
         self._forwarding = Forwarding()
         self.cors = Cors(settings.CORS_ALLOWED_ORIGINS)
         self._limit_headers = LimitHeaders(settings.RATE_LIMITS["proxy"])
@@ -255,6 +257,11 @@ class Gateway:
             exchange.interrupt(_REFUSALS[Outcome(decision.outcome)])
             return
         if decision.expires:
+            if decision.token_id != exchange.token_id:
+                # Its successor goes on with it; what passed so far belongs to the token that has ended.
+                self.meter.add(exchange)
+                exchange.token_id = decision.token_id
+                self._apply_limits(exchange, decision.limits)
             exchange.expires = decision.expires
         exchange.scope = decision.scope
         if decision.limits != exchange.limits:
@@ -290,6 +297,15 @@ class Gateway:
         if exchange.limits is not NONE:
             self.validator.give_back(exchange)
         self.meter.add(exchange)
+
+    def _on_expiry(self, exchange: Exchange) -> None:
+        self.keep(asyncio.get_running_loop().create_task(self._go_on_or_end(exchange)))
+
+    async def _go_on_or_end(self, exchange: Exchange) -> None:
+        try:
+            await self._recheck(exchange)
+        except ValidationAway:
+            exchange.interrupt("token_expired")
 
     def _on_change(self, message: bytes) -> None:
         text = message.decode("latin-1")
@@ -461,6 +477,8 @@ class Gateway:
             except MalformedRequest as exc:
                 logger.info("Malformed request: %s", exc)
                 raise Refused("bad_request", headers=((b"connection", b"close"),)) from None
+            if found.length is not None and found.length > self._body_max:
+                raise Refused("body_too_large")
             if method in REFUSED_METHODS:
                 raise Refused("method_not_allowed", headers=_RELAY_ALLOWS)
             if (
@@ -677,10 +695,17 @@ class _Relay:
         exchange = self.exchange
         gateway = self.gateway
         protocol = await self._reach_upstream()
+        assert exchange.target is not None
+        cors = gateway.cors.headers(self.found.origin) if self.found.origin else ()
+        try:
+            answer = read_answer(protocol.headers, exchange.target.rewriter, drop_cors=bool(cors))
+        except MalformedAnswer as exc:
+            logger.warning("Upstream %s sent an invalid answer: %s", exchange.target.url, exc)
+            gateway.upstream.failed(exchange, f"sent an invalid answer: {exc}")
+            raise Refused("upstream_invalid") from None
         self.first_byte = exchange.progress = monotonic()
         exchange.phase = STREAMING
         exchange.reached = True
-        assert exchange.target is not None
         gateway.upstream.answered(exchange, protocol.status)
 
         decision = self.decision
@@ -690,8 +715,6 @@ class _Relay:
             exchange.expires = decision.expires
 
         status = protocol.status
-        cors = gateway.cors.headers(self.found.origin) if self.found.origin else ()
-        answer = read_answer(protocol.headers, exchange.target.rewriter, drop_cors=bool(cors))
         exchange.is_event_stream = answer.is_event_stream
         without_body = self.method == "HEAD" or status in (204, 304)
         headers = self._framed(answer, status)
@@ -742,7 +765,8 @@ class _Relay:
                 target, connection = await pool.connect(exchange, self.decision.scope, safe=safe, avoid=broken)
             except upstream.UpstreamUnreachable as exc:
                 logger.warning("No upstream: %s", exc)
-                raise Refused("upstream_unreachable") from None
+                late = isinstance(exc.__cause__, TimeoutError)
+                raise Refused("connect_timeout" if late else "upstream_unreachable") from None
             self.connection = connection
             try:
                 protocol = upstream.protocol_of(connection)
@@ -759,11 +783,15 @@ class _Relay:
                 logger.warning("Upstream %s sent an invalid answer: %s", target.url, exc)
                 pool.failed(exchange, f"sent an invalid answer: {exc}")
                 raise Refused("upstream_invalid") from None
+            except UpstreamStale:
+                # Of those there are only as many as were kept, and nothing was sent on it.
+                upstream.abandon(connection)
+                self.connection = None
+                exchange.leave_target()
             except UpstreamBroke as exc:
                 upstream.abandon(connection)
                 self.connection = None
-                if not isinstance(exc, UpstreamStale):
-                    pool.failed(exchange, f"broke off before answering: {exc}")
+                pool.failed(exchange, f"broke off before answering: {exc}")
                 # Nobody has read the body yet when the pooled connection was found closed.
                 untouched = self.upload is None
                 if retries and untouched:
@@ -825,6 +853,9 @@ class _Relay:
                         body = await self._pace(exchange.pace, body, partial(self._pass_up, writer))
                     await writer.write(body)
                     exchange.bytes_in += len(body)
+                    if exchange.bytes_in > self.gateway._body_max:
+                        exchange.interrupt("body_too_large")
+                        return
                 if not message["more_body"]:
                     break
             await writer.write_eof()

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 
 from accounts import selectors as accounts_selectors
-from proxy.exceptions import MalformedRequest
+from proxy.exceptions import MalformedAnswer, MalformedRequest
 from zenzefi.lib.network import is_trusted_peer, resolve_client_address
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -84,8 +84,15 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
-# Ours to say, nobody else's.
-_OURS_UPSTREAM = frozenset({b"x-user-id", b"x-token-id", b"x-real-ip", b"x-client-ip", b"true-client-ip"})
+# Ours to say, nobody else's: who asks, from where, and for which address.
+_OURS_UPSTREAM = frozenset(
+    {
+        *(b"x-user-id", b"x-token-id", b"x-remote-user", b"remote-user"),
+        *(b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cluster-client-ip", b"x-cluster-client-ip"),
+        *(b"x-proxyuser-ip", b"cf-connecting-ip", b"fastly-client-ip", b"x-remote-ip", b"x-remote-addr"),
+        *(b"x-forwarded", b"x-rewrite-url", b"x-http-host-override", b"x-host"),
+    }
+)
 _TOKEN_CHARS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _DEVICE_ID = re.compile(rb"[\x21-\x7e]{8,255}")
@@ -151,7 +158,7 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
             found.user_agent = value
             lines.append(b"user-agent: %b\r\n" % value)
         elif kind == _HOST:
-            found.host = value
+            found.host = value.strip(b" \t")
             found.hosts += 1
         elif kind == _TOKEN:
             found.token = value
@@ -166,12 +173,13 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
             found.connection = found.connection + b"," + value if found.connection else value
         elif kind == _LENGTH:
             found.lengths += 1
+            value = value.strip(b" \t")
             if not value.isdigit() or len(value) > 18:
                 raise MalformedRequest("Content-Length is not a number")
             found.length = int(value)
         elif kind == _CODING:
             found.codings += 1
-            if value.lower() != b"chunked":
+            if value.strip(b" \t").lower() != b"chunked":
                 raise MalformedRequest("Transfer-Encoding is not chunked")
             found.chunked = True
         elif kind == _EXPECT:
@@ -368,7 +376,10 @@ class Outgoing:
 
 
 def read_answer(raw: RawHeaders, rewriter: Rewriter, *, drop_cors: bool) -> Outgoing:
-    """Read an upstream answer's header section, keeping what the client may see, in its order."""
+    """Read an upstream answer's header section, keeping what the client may see, in its order.
+
+    Raises :class:`~proxy.exceptions.MalformedAnswer` for a section that cannot be handed on.
+    """
     out = Outgoing()
     headers = out.headers
     connection = b""
@@ -396,6 +407,9 @@ def read_answer(raw: RawHeaders, rewriter: Rewriter, *, drop_cors: bool) -> Outg
         elif kind == _ANSWER_CONNECTION:
             connection += b"," + value
         elif kind == _ANSWER_CODING:
+            # We ask for no coding, and what it does to the body could not be told to the client.
+            if out.chunked or value.strip(b" \t").lower() != b"chunked":
+                raise MalformedAnswer("its transfer coding is not chunked")
             out.chunked = True
         elif kind == _ANSWER_CORS and not drop_cors:
             headers.append((name, value))

@@ -122,7 +122,9 @@ class Meter:
                 )
             except RedisAway:
                 return
-            self._unsent = None
+            # Another flush may have got there first, and be sending the next batch by now.
+            if self._unsent is batch:
+                self._unsent = None
 
     async def drain(self) -> None:
         """Send everything before the worker ends, to PostgreSQL if need be."""

@@ -50,6 +50,13 @@ def free_device(sender: Any, *, token_id: uuid.UUID, device_id: str = "", **_: A
     services.end_sessions_of_released_device(token_id=token_id, device_id=device_id)
 
 
+@receiver(post_save, sender="tokens.AccessToken")
+def carry_limits_over(sender: Any, *, instance: Any, created: bool, **_: Any) -> None:
+    # In the transaction that sells the successor, so that it never lets in more than the token it renews.
+    if created and instance.predecessor_id is not None:
+        administration.carry_limits_over(predecessor_id=instance.predecessor_id, successor_id=instance.pk)
+
+
 @receiver(post_save, sender="accounts.Tier")
 def evict_tokens_of_tier(sender: Any, *, instance: Any, created: bool, **_: Any) -> None:
     if not created:

@@ -29,7 +29,7 @@ class UpstreamBroke(Exception):
 
 
 class UpstreamStale(UpstreamBroke):
-    """A pooled connection was found closed before anything was sent."""
+    """A kept connection is of no use any more. Nothing of the request was sent."""
 
 
 class UpstreamInvalid(Exception):
@@ -65,7 +65,7 @@ class UpstreamProtocol(ResponseHandler):
     def begin(self, head: bytes, *, without_body: bool) -> None:
         """Send a request's head. ``without_body``: the answer has none whatever its headers say (HEAD).
 
-        Raises :class:`UpstreamBroke` when the pooled connection turns out to be closed.
+        Raises :class:`UpstreamStale` when the pooled connection turns out to be closed.
         """
         transport = self.transport
         if transport is None or transport.is_closing() or self._tail:

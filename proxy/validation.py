@@ -35,6 +35,7 @@ from proxy.selectors import Admission
 from proxy.streams import Exchange
 from tokens import services as tokens_services
 from tokens.exceptions import TokenNotUsable
+from tokens.selectors import Successor
 from zenzefi.lib import clock
 from zenzefi.settings.env import RatePolicy
 
@@ -122,6 +123,14 @@ def milliseconds(moment: datetime | None) -> int:
 def moment(milliseconds_: int) -> datetime:
     """Return milliseconds since the epoch as a time in UTC, exactly."""
     return datetime.fromtimestamp(milliseconds_ // 1000, UTC).replace(microsecond=milliseconds_ % 1000 * 1000)
+
+
+def _packed(successor: Successor | None) -> str:
+    """Return a successor as ``lua/decide.lua`` reads it."""
+    if successor is None:
+        return ""
+    start, end = milliseconds(successor.activated_at), milliseconds(successor.expires_at)
+    return f"{successor.token_id} {successor.scope} {successor.duration_seconds * 1000} {start} {end}"
 
 
 class Validator:
@@ -272,6 +281,7 @@ class Validator:
                 self._prefix,
                 found.device_id,
                 claimed_for,
+                _packed(found.successor),
                 *(self._rules_of(admission) if limits != NONE else ()),
             ),
         )
@@ -487,15 +497,17 @@ class Fallback:
         if found.held:
             return Decision(Outcome.HELD)
         now = int(time() * 1000)
+        ended = found.expires_at is not None and now >= milliseconds(found.expires_at)
+        meant = found.successor if ended and found.successor is not None else found
         decision = Decision(
             Outcome.OK,
             b"",
-            str(found.token_id).encode(),
+            str(meant.token_id).encode(),
             str(found.user_id).encode(),
-            found.scope.encode(),
-            milliseconds(found.activated_at),
-            milliseconds(found.expires_at),
-            found.duration_seconds * 1000,
+            meant.scope.encode(),
+            milliseconds(meant.activated_at),
+            milliseconds(meant.expires_at),
+            meant.duration_seconds * 1000,
             limits=limits,
         )
         if decision.expires and now >= decision.expires:
@@ -510,13 +522,13 @@ class Fallback:
             decision.outcome = Outcome.DEVICE_MALFORMED
         elif not is_inside(address, limits.networks):
             decision.outcome = Outcome.ADDRESS_FORBIDDEN
-        elif found.scope != FULL and open_scopes is None:
+        elif meant.scope != FULL and open_scopes is None:
             decision.outcome = Outcome.PATH_AMBIGUOUS
-        elif found.scope != FULL and b"," + decision.scope + b"," not in (open_scopes or b""):
+        elif meant.scope != FULL and b"," + decision.scope + b"," not in (open_scopes or b""):
             decision.outcome = Outcome.SCOPE_FORBIDDEN
         elif mode == RECHECK:
             self._measure(admission, decision, quotas=("bytes_per_day", "bytes_per_month"))
-        elif not await self._claim(found.token_id, device.decode("ascii"), limits.seats):
+        elif not await self._claim_all(found.token_id, meant.token_id, device.decode("ascii"), limits.seats):
             decision.outcome = Outcome.DEVICE_CONFLICT
         elif not found.owner_is_superuser:
             self._measure(admission, decision, quotas=QUOTAS)
@@ -526,7 +538,7 @@ class Fallback:
                     decision.outcome, decision.rule = Outcome.CONCURRENCY_LIMITED, "concurrency"
                     decision.limit, decision.reset_ms = limits.concurrency, 1000
             if decision.outcome == Outcome.OK:
-                self._count(found.token_id, decision)
+                self._count(meant.token_id, decision)
         return decision
 
     @staticmethod
@@ -555,9 +567,16 @@ class Fallback:
         taken[device] = now
         return True
 
-    async def _claim(self, token_id: UUID, device: str, seats: int) -> bool:
+    async def _claim_all(self, token_id: UUID, meant_id: UUID, device: str, seats: int) -> bool:
+        """Claim a token, and the one that it renews: whoever held that must have been idle for the other, too."""
         if seats > 1:
             return self._sit_down(token_id, device, seats)
+        for one in {token_id, meant_id}:
+            if not await self._claim(one, device):
+                return False
+        return True
+
+    async def _claim(self, token_id: UUID, device: str) -> bool:
         holder, until = self._claims.get(token_id, ("", 0.0))
         if until > monotonic():
             return holder == device

@@ -34,8 +34,11 @@ MAX_MESSAGE = 16 * 1024 * 1024
 HEARTBEAT = 20.0
 #: RFC 6455 §7.4.1: what an endpoint may not send in a close frame.
 _NOT_SENDABLE = frozenset({1004, 1005, 1006, 1015})
-#: Close codes for what we end ourselves: policy violation, service restart.
-_POLICY, _RESTART = 1008, 1012
+#: Seconds for which an upstream's close frame is waited for.
+CLOSE_WITHIN = 2.0
+#: Close codes for what we end ourselves: policy violation, service restart, and (IANA registry) bad gateway.
+_POLICY, _RESTART, _BAD_GATEWAY = 1008, 1012, 1014
+_TOO_BIG = 1009
 #: Ends that are not the client's doing: it may come again.
 _OURS = frozenset({"shutting_down", "upstream_unavailable"})
 
@@ -163,7 +166,9 @@ async def _connect(
                     autoping=True,
                     autoclose=True,
                     heartbeat=HEARTBEAT,
-                    max_msg_size=MAX_MESSAGE,
+                    # It refuses messages of this size already.
+                    max_msg_size=MAX_MESSAGE + 1,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_WITHIN),
                     compress=0,
                     ssl=target.tls,
                 )
@@ -199,7 +204,9 @@ async def _relay(exchange: Exchange, peer: aiohttp.ClientWebSocketResponse, rece
             if message["type"] == "websocket.disconnect":
                 code = message.get("code") or 1005
                 if code in _NOT_SENDABLE:
-                    await peer.close(code=1001 if code == 1006 else 1000)
+                    # The server says 1005 of a close frame without a code and of a client that vanished alike, but
+                    # only of the first it knows a reason.
+                    await peer.close(code=1000 if message.get("reason") is not None else 1001)
                 else:
                     await peer.close(code=code, message=(message.get("reason") or "").encode())
                 return 0, ""
@@ -233,8 +240,11 @@ async def _relay(exchange: Exchange, peer: aiohttp.ClientWebSocketResponse, rece
                 exchange.bytes_out += len(message.data)
             elif message.type is WSMsgType.CLOSE:
                 return message.data or 1005, message.extra or ""
+            elif message.type is WSMsgType.ERROR:
+                # What the upstream did wrong is no fault of the client's; only about the size it should know.
+                return _TOO_BIG if peer.close_code == _TOO_BIG else _BAD_GATEWAY, ""
             else:
-                # CLOSING, CLOSED, ERROR: without a close frame of the upstream there is no code to pass on.
+                # CLOSING, CLOSED: without a close frame of the upstream there is no code to pass on.
                 return peer.close_code or 1006, ""
 
     loop = asyncio.get_running_loop()
@@ -257,8 +267,8 @@ async def _close_client(send: Any, code: int, reason: str) -> None:
     if code == 0:
         return
     if code == 1006:
-        # The upstream vanished. RFC 6455 keeps 1006 off the wire; 1014 is what a gateway says (IANA registry).
-        code = 1014
+        # The upstream vanished. RFC 6455 keeps 1006 off the wire.
+        code = _BAD_GATEWAY
     elif code in _NOT_SENDABLE:
         code = 1000
     try:

@@ -75,15 +75,15 @@ def _filled(tables: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
-    """Make transactional tests clean up quickly."""
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[Reset | None]:
+    """Make transactional tests clean up quickly. Its value is for what cleans up later, at a module's end."""
     if not str(connection.settings_dict["NAME"]).startswith("test_"):
         # No test that was chosen asks for a database, so pytest-django made none: this is the real one.
-        yield
+        yield None
         return
     with django_db_blocker.unblock():
         reset = Reset()
         connection.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", reset)
-        yield
+        yield reset

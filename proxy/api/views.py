@@ -76,12 +76,15 @@ _OWN_ANSWERS = _refusals(
     "scope_forbidden",
     "request_timeout",
     "device_conflict",
+    "body_too_large",
     "upstream_unreachable",
     "upstream_invalid",
+    "connect_timeout",
     "upstream_unavailable",
     "upstream_busy",
     "upstream_timeout",
     "gateway_closed",
+    "total_timeout",
 ) | {429: OpenApiResponse(LimitRefusalSerializer, "A limit of the token: its rate, requests at once, or a quota.")}
 
 

@@ -17,7 +17,16 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local g = redis.call('MGET', KEYS[2], KEYS[3])
 local generation = g[1] or '0'
 if g[2] then return {12, generation} end
-local c = redis.call('HMGET', KEYS[1], 't', 'u', 's', 'd', 'a', 'e', 'o', 'x')
+local c = redis.call('HMGET', KEYS[1], 't', 'u', 's', 'd', 'a', 'e', 'o', 'x', 'n')
+if c[9] and now >= tonumber(c[6]) then
+  -- From its end on the secret means the successor that was bought, on the devices that held the token.
+  local from = c[1]
+  c[1], c[3], c[4], c[5], c[6] = string.match(c[9], '^(%S+) (%S+) (%d+) (%d+) (%d+)$')
+  for _, kind in ipairs({'dev:', 'seat:'}) do
+    local held = ARGV[7] .. kind .. from
+    if redis.call('EXISTS', held) == 1 then redis.call('RENAMENX', held, ARGV[7] .. kind .. c[1]) end
+  end
+end
 local token = c[1]
 if not token then
   local refusal = redis.call('HGET', KEYS[1], 'r')
@@ -32,7 +41,7 @@ if c[7] ~= '1' then return {5, generation, now, token, c[2]} end
 local mode, kind, own, packed, networks = ARGV[8], c[8], false, false, false
 local superuser = kind == '1' or kind == '3'
 if kind == '2' or kind == '3' then
-  local rules = redis.call('HMGET', KEYS[1], 'l', 'p', 'n')
+  local rules = redis.call('HMGET', KEYS[1], 'l', 'p', 'w')
   own, packed, networks = rules[1], rules[2], rules[3]
 end
 if mode == '0' then

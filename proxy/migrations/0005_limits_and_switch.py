@@ -12,7 +12,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ("accounts", "0005_user_tier"),
         ("proxy", "0004_first_scope_versions"),
-        ("tokens", "0006_allowed_networks"),
+        ("tokens", "0007_allowed_networks"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

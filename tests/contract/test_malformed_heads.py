@@ -141,7 +141,7 @@ def test_a_head_that_comes_too_slowly(hasty_server, before):
             peer.sendall(piece)
         answer = read_all(peer)
 
-    assert_refused(answer, 408, "request_timeout")
+    assert_refused(answer, 408, "head_timeout")
 
 
 def test_a_connection_that_says_nothing_is_closed(hasty_server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -12,14 +13,18 @@ from datetime import timedelta
 
 import httpx
 import pytest
+import redis
 
 from proxy import keys, services
-from tests.proxy.live import DEVICE, LiveGateway
+from tests.proxy.live import DEVICE, LiveGateway, request_bytes
 from tests.proxy.servers import Gate, own_redis
+from tests.proxy.steady import Traffic, p99
 from tests.proxy.test_refusals import assert_refused
 from tests.upstream import unused_port, wait_until
 from tokens import secrets
 from zenzefi.lib import redis as redis_client
+
+logger = logging.getLogger(__name__)
 
 #: Seconds within which service returns by itself.
 BACK_WITHIN = 5.0
@@ -313,3 +318,79 @@ def test_a_stopping_worker_lets_requests_finish_and_cuts_streams(worker, issue):
 
     services.flush_meter_stream()
     assert issued.token.sessions.get().requests == 2
+
+
+def test_a_killed_worker_takes_at_most_a_second_of_counts_along(worker, issue):
+    issued = issue()
+    assert worker.get("json", issued.secret).status_code == 200
+    with Traffic(worker.port, request_bytes("bytes/1000", issued.secret), connections=4) as traffic:
+        time.sleep(2.5)
+        worker.process.kill()
+        killed = time.monotonic()
+        worker.process.wait()
+    services.flush_meter_stream()
+
+    # Counts leave once a second; a tenth more for the way.
+    safe = [answer for answer in traffic.answers if answer.at < killed - 1.1]
+    session = issued.token.sessions.get()
+    assert len(safe) > 50
+    assert session.requests >= len(safe) + 1
+    assert session.requests <= len(traffic.answers) + 1 + 4
+    assert session.bytes_out >= 1000 * len(safe)
+
+
+def spend(seconds, traffic):
+    """Let the traffic run on, and return the answers of that time."""
+    started = time.monotonic()
+    time.sleep(seconds)
+    return traffic.since(started)
+
+
+@pytest.mark.slow
+def test_traffic_goes_on_while_redis_stops_freezes_and_forgets(served, own, issue):
+    issued = issue()
+    # Superusers' requests are not counted against a limit; limits have tests of their own.
+    boss = issue(superuser=True)
+    figures = {}
+    with served.client(issued.secret) as client:
+        assert client.get("json").status_code == 200
+    with Traffic(served.port, request_bytes("bytes/100", boss.secret)) as traffic:
+        figures["calm"] = spend(0.6, traffic)
+        own.stop()
+        figures["stopped"] = spend(1.2, traffic)
+        own.start()
+        up(served)
+        figures["back"] = spend(0.4, traffic)
+        own.freeze()
+        figures["frozen"] = spend(2.5, traffic)
+        own.thaw()
+        up(served)
+        redis.Redis.from_url(own.url).flushall()
+        figures["flushed"] = spend(0.6, traffic)
+
+    assert not traffic.broken
+    assert set(traffic.outcomes) == {"200"}
+    for name, answers in figures.items():
+        logger.warning("%s: %d answers, p99 %.1f ms", name, len(answers), p99(answers) * 1000)
+        assert len(answers) >= 20, name
+    # A call waits for Redis once, for REDIS_TIMEOUT at most; then the link counts as down and nobody waits.
+    assert max(answer.seconds for answer in traffic.answers) < 1 + 1.5
+
+
+@pytest.mark.slow
+def test_traffic_goes_on_without_postgresql(worker, issue):
+    boss = issue(superuser=True)
+    assert worker.get("json", boss.secret).status_code == 200
+    with Traffic(worker.port, request_bytes("bytes/100", boss.secret)) as traffic:
+        calm = spend(0.5, traffic)
+        worker.gate.close()
+        away = spend(2.0, traffic)
+        worker.gate.open()
+        back = spend(0.5, traffic)
+
+    assert not traffic.broken
+    assert set(traffic.outcomes) == {"200"}
+    for name, answers in (("calm", calm), ("away", away), ("back", back)):
+        logger.warning("%s: %d answers, p99 %.1f ms", name, len(answers), p99(answers) * 1000)
+        assert len(answers) >= 20, name
+    assert p99(away) < 0.5

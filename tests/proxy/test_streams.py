@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -139,7 +140,7 @@ def test_an_answer_that_ends_with_the_connection_is_whole(live, settings, issue)
     ("path", "options", "status", "code"),
     [
         ("hang", {"first_byte_timeout": 0.4}, 504, "upstream_timeout"),
-        ("slow?seconds=3", {"total_timeout": 0.4}, 504, "upstream_timeout"),
+        ("slow?seconds=3", {"total_timeout": 0.4}, 504, "total_timeout"),
     ],
 )
 def test_a_slow_upstream_is_given_up(live, settings, upstream, issue, path, options, status, code):
@@ -240,6 +241,24 @@ def test_a_put_with_a_body_is_not_repeated(live, settings, issue):
             assert client.get("first").status_code == 200
             assert client.put("second", content=b"body").status_code == 502
         assert len(server.received) == 1
+
+
+def test_a_connection_that_is_not_made_in_time(live, settings, issue):
+    """A listener whose queue is full lets nobody in and refuses nobody."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        restart(live, settings, f"http://127.0.0.1:{address[1]}", connect_timeout=0.4)
+        issued = issue()
+        started = time.monotonic()
+        with live.client(issued.secret) as client:
+            assert_refused(client.get("x"), 504, "connect_timeout")
+        assert time.monotonic() - started < 3
+        assert issued.reload().activated_at is None
 
 
 # --- the client's leaving

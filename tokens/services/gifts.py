@@ -140,6 +140,8 @@ def claim_gift(*, code: str, claimer: Any) -> ClaimedGift:
     token.payer_id = None if payer_id == claimer.pk else payer_id
     token.label = ""
     token.allowed_ips = []
+    # Whoever gave it away decides nothing about the claimer's money.
+    token.auto_renew = False
     token.device_id = ""
     token.device_seen_at = now
     token.held_at = None
@@ -150,6 +152,7 @@ def claim_gift(*, code: str, claimer: Any) -> ClaimedGift:
             "payer",
             "label",
             "allowed_ips",
+            "auto_renew",
             "device_id",
             "device_seen_at",
             "held_at",

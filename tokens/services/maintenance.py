@@ -12,9 +12,10 @@ from django.db import transaction
 
 from notifications.services import record
 from tokens import secrets
-from tokens.exceptions import InvalidNetwork, TokenHeld, TooManyNetworks
+from tokens.exceptions import InvalidNetwork, TokenHeld, TokenNotStarted, TooManyNetworks
 from tokens.models import AccessToken, RotatedDigest
 from tokens.services.access import demand_usable, lock_token, tell_after_commit
+from tokens.services.renewal import set_auto_renew
 from tokens.signals import device_released
 from zenzefi.lib import clock
 from zenzefi.lib.transactions import in_transaction
@@ -38,13 +39,20 @@ class RotatedToken:
 def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
     """Replace a token's secret. Price, expiry and device stay; the old secret is refused from the commit on.
 
+    A successor that waits for the token's end takes the new secret over.
+
     Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`~tokens.exceptions.TokenAlreadyRevoked`,
-    :class:`~tokens.exceptions.TokenExpired`, :class:`~tokens.exceptions.TokenHeld`.
+    :class:`~tokens.exceptions.TokenExpired`, :class:`~tokens.exceptions.TokenHeld`, and
+    :class:`~tokens.exceptions.TokenNotStarted` for a successor that has no secret yet.
     """
     token = lock_token(token_id, owner=owner)
     demand_usable(token)
+    if token.status() is AccessToken.Status.SCHEDULED:
+        raise TokenNotStarted
     secret = replace_secret(token)
     token.save(update_fields=["digest", "last_four", "changed_at"])
+    if token.renewed_at is not None:
+        AccessToken.objects.filter(predecessor=token).update(last_four=token.last_four)
     record("token.rotated", owner, {"token_id": str(token.id)})
     return RotatedToken(token=token, secret=secret)
 
@@ -102,15 +110,24 @@ def release_device(
 
 @in_transaction
 def update_token(
-    *, token_id: uuid.UUID, owner: Any | None, label: str | None = None, allowed_ips: Iterable[str] | None = None
+    *,
+    token_id: uuid.UUID,
+    owner: Any | None,
+    label: str | None = None,
+    allowed_ips: Iterable[str] | None = None,
+    auto_renew: bool | None = None,
 ) -> AccessToken:
     """Change what the owner may edit; what is not given stays. Staff pass no owner.
 
     ``allowed_ips`` are the networks (CIDR) that the gateway lets clients of the token come from; an empty list is
-    every network. They count from the next request on. Raises :class:`~tokens.exceptions.TokenNotFound`,
-    :class:`TokenHeld` (never to staff), :class:`~tokens.exceptions.InvalidNetwork` and
-    :class:`~tokens.exceptions.TooManyNetworks`.
+    every network. They count from the next request on, and for a successor that is bought already.
+
+    Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`TokenHeld` (never to staff),
+    :class:`~tokens.exceptions.InvalidNetwork`, :class:`~tokens.exceptions.TooManyNetworks`, and what
+    :func:`~tokens.services.renewal.set_auto_renew` raises.
     """
+    if auto_renew is not None:
+        set_auto_renew(token_id=token_id, owner=owner, enabled=auto_renew)
     token = lock_token(token_id, owner=owner)
     if token.held_at is not None and owner is not None:
         raise TokenHeld
@@ -121,6 +138,7 @@ def update_token(
         if networks != token.allowed_ips:
             token.allowed_ips = networks
             token.changed_at = clock.now()
+            AccessToken.objects.filter(predecessor=token).update(allowed_ips=networks)
             tell_after_commit([(token.id, token.digest)], revoked=False)
     token.save(update_fields=["label", "allowed_ips", "changed_at"])
     return token

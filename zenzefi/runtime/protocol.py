@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import uuid
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from zenzefi.lib.streaming import BODY_FOLLOWS
+from zenzefi.runtime.strictness import handshake_fault, is_good_request_line
 
 #: Bytes of a request's head, its first line and its fields, that are waited for. Nothing else bounds them.
 HEAD_MAX_BYTES = 64 * 1024
@@ -36,7 +38,7 @@ _JOIN_BYTES = 64 * 1024
 
 _REFUSALS = {
     400: (b"Bad Request", "bad_request", "The request is malformed."),
-    408: (b"Request Timeout", "request_timeout", "The request did not arrive in time."),
+    408: (b"Request Timeout", "head_timeout", "The request's head did not arrive in time."),
     431: (b"Request Header Fields Too Large", "header_fields_too_large", "The request's header fields are too large."),
 }
 
@@ -84,6 +86,17 @@ class Wakeup:
                 self._waiter = self._loop.create_future()
             # Shared, so that one waiter's end is not the others'.
             await asyncio.shield(self._waiter)
+
+
+def _bound_unread(transport: asyncio.Transport) -> None:
+    """Have the kernel reset a connection whose client leaves what it was sent unread.
+
+    Nothing else ends it: closing waits for the rest to be written, and so does a WebSocket's answer to a missing pong.
+    """
+    peer = transport.get_extra_info("socket")
+    if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = max(1, round(settings.GATEWAY["unread_timeout"] * 1000))
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 class Cycle(RequestResponseCycle):
@@ -205,6 +218,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _bound_unread(transport)
         #: When the connection fell idle, or the head began that is being read.
         self._since = self.loop.time()
         self._head_seconds: float = settings.GATEWAY["head_timeout"]
@@ -215,6 +229,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
+        fault = handshake_fault(self.scope["method"], self.scope["http_version"], self.headers)
+        if fault or not (self.cycle is None or self.cycle.response_complete):
+            # Where an earlier answer is still on its way, it would end up among the frames.
+            self._refuse(400)
+            return
         self._stop_watching()
         super().handle_websocket_upgrade()
 
@@ -282,6 +301,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         parser = self.parser
         version = parser.get_http_version()
         url = self.url
+        if not is_good_request_line(url, version, self.headers):
+            self._refuse(400)
+            raise ValueError("a request line that is not acted on")
         if url[:1] == b"/" and b"#" not in url:
             raw_path, _, query = url.partition(b"?")
         else:
@@ -338,6 +360,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        running = self.cycle
+        if running is not None and not running.response_complete:
+            if not running.more_body:
+                # Good requests came before; the last of their answers ends the connection, and nobody takes this
+                # refusal for one of them.
+                running.keep_alive = False
+                return
+            if running.response_started or self.pipeline:
+                self.transport.close()
+                return
         request_id = uuid.uuid4().hex
         reason, code, detail = _REFUSALS[status]
         body = json.dumps({"detail": detail, "code": code, "request_id": request_id}).encode()

@@ -235,6 +235,10 @@ IDEMPOTENCY_RETENTION = timedelta(hours=24)
 # Days back in which a device or an address that referee and referrer share holds the bonus for review.
 REFERRAL_FRAUD_WINDOW_DAYS = env.integer("REFERRAL_FRAUD_WINDOW_DAYS", 30, minimum=1, maximum=3650)
 
+# --- Renewals
+# ZNC that an account's tokens may spend on renewing themselves in a day of UTC, unless the account sets its own.
+RENEWAL_DAILY_CAP = env.amount("RENEWAL_DAILY_CAP")
+
 # --- Gifts
 # Days in which a gift can be claimed.
 GIFT_VALID_DAYS = env.integer("GIFT_VALID_DAYS", 14, minimum=1, maximum=3650)
@@ -285,6 +289,10 @@ GATEWAY = {
     # From the first byte of a request's head, or the connection's beginning, until the head is whole.
     "head_timeout": env.seconds("GATEWAY_HEAD_TIMEOUT", "20"),
     "first_byte_timeout": env.seconds("GATEWAY_FIRST_BYTE_TIMEOUT", "60"),
+    # How long a client may leave unread what it was sent.
+    "unread_timeout": env.seconds("GATEWAY_UNREAD_TIMEOUT", "60"),
+    # Bytes of one request's body.
+    "body_max_bytes": env.integer("GATEWAY_BODY_MAX_BYTES", 10 * 2**30, minimum=1, maximum=10**12 - 1),
     "idle_timeout": env.seconds("GATEWAY_IDLE_TIMEOUT", "60"),
     "total_timeout": env.seconds("GATEWAY_TOTAL_TIMEOUT", "3600"),
     # Connections to the upstream per worker process.

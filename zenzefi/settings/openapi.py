@@ -36,6 +36,7 @@ TAGS = [
     {"name": "Accounts", "description": "Registration, sign-in, one's own account."},
     {"name": "Wallet", "description": "Balance, top-ups, transactions."},
     {"name": "Tokens", "description": "Prices, purchase, use and refund of access tokens."},
+    {"name": "Tiers", "description": "How much an account may do a minute, by the month."},
     {"name": "Gifts", "description": "Tokens that were never used, given away by a code."},
     {"name": "Bundles", "description": "Several tokens at a discount."},
     {"name": "Referrals", "description": "Whom one referred, and what it brought."},

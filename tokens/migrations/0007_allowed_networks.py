@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("tokens", "0005_gifts"),
+        ("tokens", "0006_renewal_and_tier_subscriptions"),
     ]
 
     operations = [
@@ -18,6 +18,7 @@ class Migration(migrations.Migration):
                     ("revoke_with_refund", "Can revoke access tokens with a refund"),
                     ("revoke_without_refund", "Can revoke access tokens without a refund"),
                     ("release_devices", "Can release the devices of access tokens"),
+                    ("stop_renewal", "Can switch off the renewal of access tokens"),
                 ],
                 "verbose_name": "access token",
                 "verbose_name_plural": "access tokens",
