@@ -20,7 +20,7 @@ from django.utils.translation import ngettext
 
 from accounts import services
 from accounts.forms import AdminSignInForm, NewUserForm, PasswordForm, ReasonForm, UserForm
-from accounts.models import BlockedMailDomain, SignInSession, User
+from accounts.models import FREE_TIER, BlockedMailDomain, SignInSession, Tier, User
 from zenzefi.lib.admin import ReadOnlyAdmin
 from zenzefi.lib.errors import DomainError
 
@@ -31,8 +31,8 @@ admin.site.login_form = AdminSignInForm
 class UserAdmin(DjangoUserAdmin[User]):
     """Users are disabled, never deleted; their money is elsewhere, and nobody sees a password's hash."""
 
-    list_display = ("username", "email", "is_active", "is_staff", "is_superuser", "created_at")
-    list_filter = ("is_active", "is_staff", "is_superuser", "created_at", "language")
+    list_display = ("username", "email", "tier", "is_active", "is_staff", "is_superuser", "created_at")
+    list_filter = ("is_active", "is_staff", "is_superuser", "tier", "created_at", "language")
     search_fields = ("username", "email", "full_name", "=referral_code", "=id")
     search_help_text = _("Username, e-mail address, full name, whole referral code or id")
     ordering = ("-created_at",)
@@ -44,6 +44,7 @@ class UserAdmin(DjangoUserAdmin[User]):
         "id",
         "is_active",
         "password_link",
+        "tier",
         "referral_code",
         "referrer",
         "registered_from",
@@ -53,7 +54,7 @@ class UserAdmin(DjangoUserAdmin[User]):
     )
     fieldsets = (
         (None, {"fields": ("id", "email", "username", "full_name", "language", "password_link")}),
-        (_("Access"), {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
+        (_("Access"), {"fields": ("is_active", "tier", "is_staff", "is_superuser", "groups", "user_permissions")}),
         (_("Referral"), {"fields": ("referral_code", "referrer", "registered_from")}),
         (_("Dates"), {"fields": ("last_login", "created_at", "updated_at")}),
     )
@@ -79,7 +80,7 @@ class UserAdmin(DjangoUserAdmin[User]):
         return format_html('<a href="{}">{}</a>', url, user.referred_by)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
-        return super().get_queryset(request).select_related("referred_by")
+        return super().get_queryset(request).select_related("referred_by", "tier")
 
     def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> Any:
         fields = super().get_readonly_fields(request, obj)
@@ -175,6 +176,39 @@ class UserAdmin(DjangoUserAdmin[User]):
                 else ngettext("%(count)d user disabled.", "%(count)d users disabled.", count)
             )
             self.message_user(request, text % {"count": count}, messages.SUCCESS)
+
+
+@admin.register(Tier)
+class TierAdmin(admin.ModelAdmin[Tier]):
+    """What tiers allow and cost. Another price touches no month that was paid; the next one costs it.
+
+    Limits of the API hold at the next request, those of the gateway when its cache has forgotten the old ones.
+    """
+
+    list_display = (
+        "name",
+        "slug",
+        "monthly_price",
+        "api_requests_per_minute",
+        "proxy_requests_per_minute",
+        "is_active",
+        "updated_at",
+    )
+    list_filter = ("is_active",)
+    search_fields = ("name", "slug")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Tier | None = None) -> tuple[str, ...]:
+        if obj is None:
+            return ()
+        # Accounts refer to the name. The free tier is where every account begins and returns to.
+        return ("slug", "monthly_price", "is_active") if obj.slug == FREE_TIER else ("slug",)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Tier | None = None) -> bool:
+        return (obj is None or obj.slug != FREE_TIER) and super().has_delete_permission(request, obj)
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        # Deleting many at once would not look whether the free one is among them.
+        return {name: action for name, action in super().get_actions(request).items() if name != "delete_selected"}
 
 
 @admin.register(SignInSession)

@@ -9,9 +9,19 @@ from django.db.models import Q, QuerySet
 
 from accounts import access_tokens
 from accounts.exceptions import AccessTokenExpired, InvalidAccessToken
-from accounts.models import BlockedMailDomain, SignInSession, User, same_in_any_case
+from accounts.models import BlockedMailDomain, SignInSession, Tier, User, same_in_any_case
 from accounts.validators import ascii_domain, normalise_email
 from zenzefi.lib.network import network_of
+
+
+def tiers_for_sale() -> QuerySet[Tier]:
+    """Return the tiers that accounts may choose, cheapest first."""
+    return Tier.objects.filter(is_active=True)
+
+
+def tier_by_slug(slug: str) -> Tier | None:
+    """Return a tier, for sale or not."""
+    return Tier.objects.filter(pk=slug).first()
 
 
 def user_by_email(email: str) -> User | None:
@@ -42,10 +52,10 @@ def duplicates(user: User) -> list[str]:
 
 
 def live_session(*, session_id: uuid.UUID, user_id: uuid.UUID) -> SignInSession | None:
-    """Return the session with its user, in one query, if both are alive."""
+    """Return the session with its user and their tier, in one query, if both are alive."""
     return (
         SignInSession.objects.alive()
-        .select_related("user")
+        .select_related("user__tier")
         .filter(pk=session_id, user_id=user_id, user__is_active=True)
         .first()
     )

@@ -116,6 +116,7 @@ class Gateway:
             settings.REDIS_URL, timeout=timeout, subscribe=keys.changes_channel(), on_message=self._on_change
         )
         self.registry = Registry()
+        self.registry.on_expiry = self._on_expiry
         self.validator = Validator(self.link, self.database)
         self.meter = Meter(self.link, self.database, self.registry)
         self.upstream = Pool(self.link, on_outage=self._note_outage)
@@ -230,6 +231,10 @@ class Gateway:
             exchange.interrupt(_REFUSALS[Outcome(decision.outcome)])
             return
         if decision.expires:
+            if decision.token_id != exchange.token_id:
+                # Its successor goes on with it; what passed so far belongs to the token that has ended.
+                self.meter.add(exchange)
+                exchange.token_id = decision.token_id
             exchange.expires = decision.expires
         exchange.scope = decision.scope
         self._check_path(exchange)
@@ -239,6 +244,15 @@ class Gateway:
         table = self._table
         if table is not None and not table.is_open(exchange.scope.decode("ascii"), exchange.below, exchange.method):
             exchange.interrupt("scope_forbidden")
+
+    def _on_expiry(self, exchange: Exchange) -> None:
+        self.keep(asyncio.get_running_loop().create_task(self._go_on_or_end(exchange)))
+
+    async def _go_on_or_end(self, exchange: Exchange) -> None:
+        try:
+            await self._recheck(exchange)
+        except ValidationAway:
+            exchange.interrupt("token_expired")
 
     def _on_change(self, message: bytes) -> None:
         text = message.decode("latin-1")

@@ -7,7 +7,7 @@ comes and goes between two looks and costs nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,8 @@ class Registry:
         self._total = conf["total_timeout"]
         self._open: set[Exchange] = set()
         self._empty = asyncio.Event()
+        #: Called once for an exchange whose token has come to its end.
+        self.on_expiry: Callable[[Exchange], None] = lambda exchange: exchange.interrupt("token_expired")
 
     def __len__(self) -> int:
         return len(self._open)
@@ -134,7 +136,9 @@ class Registry:
             if exchange.ended or exchange.reason is not None:
                 continue
             if exchange.expires and wall >= exchange.expires:
-                exchange.interrupt("token_expired")
+                # A successor may have been bought that goes on from here.
+                exchange.expires = 0
+                self.on_expiry(exchange)
                 continue
             if exchange.is_websocket:
                 # Both sides are kept honest by pings; silence is allowed.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -21,7 +22,7 @@ from proxy.scopes import FULL
 from tokens import selectors as tokens_selectors
 from tokens import services as tokens_services
 from tokens.exceptions import TokenNotUsable
-from tokens.selectors import Credential
+from tokens.selectors import Credential, Successor
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,14 @@ def milliseconds(moment: datetime | None) -> int:
 def moment(milliseconds_: int) -> datetime:
     """Return milliseconds since the epoch as a time in UTC, exactly."""
     return datetime.fromtimestamp(milliseconds_ // 1000, UTC).replace(microsecond=milliseconds_ % 1000 * 1000)
+
+
+def _packed(successor: Successor | None) -> str:
+    """Return a successor as ``lua/decide.lua`` reads it."""
+    if successor is None:
+        return ""
+    start, end = milliseconds(successor.activated_at), milliseconds(successor.expires_at)
+    return f"{successor.token_id} {successor.scope} {successor.duration_seconds * 1000} {start} {end}"
 
 
 class Validator:
@@ -217,6 +226,7 @@ class Validator:
                 self._prefix,
                 found.device_id,
                 claimed_for,
+                _packed(found.successor),
             ),
         )
 
@@ -358,15 +368,17 @@ class Fallback:
         if found.held:
             return Decision(Outcome.HELD)
         now = int(time() * 1000)
+        ended = found.expires_at is not None and now >= milliseconds(found.expires_at)
+        meant = found.successor if ended and found.successor is not None else found
         decision = Decision(
             Outcome.OK,
             b"",
-            str(found.token_id).encode(),
+            str(meant.token_id).encode(),
             str(found.user_id).encode(),
-            found.scope.encode(),
-            milliseconds(found.activated_at),
-            milliseconds(found.expires_at),
-            found.duration_seconds * 1000,
+            meant.scope.encode(),
+            milliseconds(meant.activated_at),
+            milliseconds(meant.expires_at),
+            meant.duration_seconds * 1000,
         )
         if decision.expires and now >= decision.expires:
             decision.outcome = Outcome.EXPIRED
@@ -378,15 +390,22 @@ class Fallback:
             decision.outcome = Outcome.DEVICE_MISSING
         elif device_state == DEVICE_MALFORMED:
             decision.outcome = Outcome.DEVICE_MALFORMED
-        elif found.scope != FULL and open_scopes is None:
+        elif meant.scope != FULL and open_scopes is None:
             decision.outcome = Outcome.PATH_AMBIGUOUS
-        elif found.scope != FULL and b"," + decision.scope + b"," not in (open_scopes or b""):
+        elif meant.scope != FULL and b"," + decision.scope + b"," not in (open_scopes or b""):
             decision.outcome = Outcome.SCOPE_FORBIDDEN
-        elif not await self._claim(found.token_id, device.decode("ascii")):
+        elif not await self._claim_all({found.token_id, meant.token_id}, device.decode("ascii")):
             decision.outcome = Outcome.DEVICE_CONFLICT
         elif not found.owner_is_superuser:
-            self._count(found.token_id, decision)
+            self._count(meant.token_id, decision)
         return decision
+
+    async def _claim_all(self, token_ids: Iterable[UUID], device: str) -> bool:
+        """Claim a token, and the one that it renews: whoever held that must have been idle for the other, too."""
+        for token_id in token_ids:
+            if not await self._claim(token_id, device):
+                return False
+        return True
 
     async def _claim(self, token_id: UUID, device: str) -> bool:
         holder, until = self._claims.get(token_id, ("", 0.0))

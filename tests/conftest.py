@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -17,7 +18,7 @@ from zenzefi.runtime.embedded import Lease
 
 # The same examples every time, unless asked for new ones: a failure of the suite is the code's, not the day's.
 # A busy machine draws examples slowly; that is no failure either.
-_CALM = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+_CALM: dict[str, Any] = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 hypothesis_settings.register_profile("ci", derandomize=True, **_CALM)
 hypothesis_settings.register_profile("long", max_examples=2000, **_CALM)
 hypothesis_settings.load_profile("ci")

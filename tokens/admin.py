@@ -9,7 +9,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.db.models import OuterRef, Q, QuerySet, Subquery
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _t
 from django.utils.translation import gettext_lazy as _
@@ -17,7 +17,7 @@ from django.utils.translation import ngettext
 
 from tokens import services
 from tokens.exceptions import PriceChangeInPast
-from tokens.models import AccessToken, Gift, PriceChange, Scope, TokenPrice
+from tokens.models import AccessToken, Gift, PriceChange, RenewalDefault, Scope, TierSubscription, TokenPrice
 from zenzefi.lib import clock
 from zenzefi.lib.admin import ReadOnlyAdmin, ReasonForm
 from zenzefi.lib.errors import DomainError
@@ -32,10 +32,12 @@ class StatusFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[AccessToken]) -> QuerySet[AccessToken]:
         now = clock.now()
+        scheduled = Q(predecessor__isnull=False, activated_at__gt=now)
         conditions = {
+            AccessToken.Status.SCHEDULED.value: Q(revoked_at__isnull=True) & scheduled,
             AccessToken.Status.READY.value: Q(revoked_at__isnull=True, expires_at__isnull=True, held_at__isnull=True),
             AccessToken.Status.GIFTED.value: Q(held_at__isnull=False),
-            AccessToken.Status.ACTIVE.value: Q(revoked_at__isnull=True, expires_at__gt=now),
+            AccessToken.Status.ACTIVE.value: Q(revoked_at__isnull=True, expires_at__gt=now) & ~scheduled,
             AccessToken.Status.EXPIRED.value: Q(revoked_at__isnull=True, expires_at__lte=now),
             AccessToken.Status.REVOKED.value: Q(revoked_at__isnull=False),
         }
@@ -57,8 +59,9 @@ class AccessTokenAdmin(ReadOnlyAdmin):
         "refunded",
         "created_at",
         "expires_at",
+        "auto_renew",
     ]
-    list_filter = [StatusFilter, "scope", "duration_hours", "created_at"]
+    list_filter = [StatusFilter, "scope", "duration_hours", "auto_renew", "renewal_paused", "created_at"]
     list_select_related = ["owner"]
     search_fields = ["=id", "owner__email", "owner__username", "=last_four", "label"]
     date_hierarchy = "created_at"
@@ -79,10 +82,15 @@ class AccessTokenAdmin(ReadOnlyAdmin):
         "expires_at",
         "device_id",
         "device_seen_at",
+        "auto_renew",
+        "renew_at",
+        "renewal_paused",
+        "renewed_at",
+        "predecessor",
         "revoked_at",
         "revoked_reason",
     ]
-    actions = ["revoke_with_refund", "revoke_without_refund"]
+    actions = ["revoke_with_refund", "revoke_without_refund", "stop_renewal"]
 
     @admin.display(description=_("token"))
     def hint(self, token: AccessToken) -> str:
@@ -105,6 +113,36 @@ class AccessTokenAdmin(ReadOnlyAdmin):
     @admin.action(description=_("Revoke without refund"), permissions=["revoke_without_refund"])
     def revoke_without_refund(self, request: HttpRequest, queryset: QuerySet[AccessToken]) -> TemplateResponse | None:
         return self._revoke(request, queryset, refund=False)
+
+    def has_stop_renewal_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("tokens.stop_renewal"))
+
+    @admin.action(description=_("Switch renewal off"), permissions=["stop_renewal"])
+    def stop_renewal(self, request: HttpRequest, queryset: QuerySet[AccessToken]) -> TemplateResponse | None:
+        form = ReasonForm(request.POST if "confirm" in request.POST else None)
+        if not form.is_valid():
+            context = {
+                **self.admin_site.each_context(request),
+                "title": _t("Switch renewal off"),
+                "opts": self.opts,
+                "tokens": queryset.select_related("owner"),
+                "action": "stop_renewal",
+                "form": form,
+            }
+            return TemplateResponse(request, "admin/tokens/accesstoken/stop_renewal.html", context)
+        reason = form.cleaned_data["reason"]
+        stopped = 0
+        for token in queryset:
+            if services.stop_renewal(token_id=token.pk, actor=request.user, reason=reason):
+                self.log_change(request, token, [_t("Renewal switched off: %(reason)s") % {"reason": reason}])
+                stopped += 1
+        text = ngettext(
+            "The renewal of %(count)d token was switched off.",
+            "The renewal of %(count)d tokens was switched off.",
+            stopped,
+        )
+        self.message_user(request, text % {"count": stopped}, messages.SUCCESS)
+        return None
 
     def _revoke(
         self, request: HttpRequest, queryset: QuerySet[AccessToken], *, refund: bool
@@ -330,3 +368,71 @@ class ScopeAdmin(admin.ModelAdmin[Scope]):
     def get_readonly_fields(self, request: HttpRequest, obj: Scope | None = None) -> list[str]:
         # The name is the key: tokens and path rules refer to it.
         return ["slug"] if obj else []
+
+
+@admin.register(RenewalDefault)
+class RenewalDefaultAdmin(ReadOnlyAdmin):
+    """What accounts want of the tokens they buy; they set it themselves."""
+
+    list_display = ["user", "enabled", "duration_hours", "scope_id", "daily_cap", "updated_at"]
+    list_filter = ["enabled"]
+    list_select_related = ["user"]
+    search_fields = ["user__email", "user__username"]
+
+
+class GrantForm(forms.ModelForm[TierSubscription]):
+    class Meta:
+        model = TierSubscription
+        fields = ["user", "tier", "reason"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].required = True
+
+
+@admin.register(TierSubscription)
+class TierSubscriptionAdmin(ReadOnlyAdmin):
+    """Tiers that were bought and given. Adding one gives a user a tier without charge, the free one takes it away."""
+
+    list_display = ["user", "tier", "price", "period_end", "cancelled_at", "started_at", "ended_at", "end_reason"]
+    list_filter = ["tier", ("ended_at", admin.EmptyFieldListFilter), "end_reason", "started_at"]
+    list_select_related = ["user", "tier"]
+    search_fields = ["=id", "user__email", "user__username"]
+    date_hierarchy = "started_at"
+    autocomplete_fields = ["user"]
+    fields = [
+        "id",
+        "user",
+        "tier",
+        "price",
+        "month",
+        "period_start",
+        "period_end",
+        "cancelled_at",
+        "refunded",
+        "granted_by",
+        "reason",
+        "started_at",
+        "ended_at",
+        "end_reason",
+    ]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("tokens.set_tier"))
+
+    def get_fields(self, request: HttpRequest, obj: TierSubscription | None = None) -> Any:
+        return self.fields if obj else ["user", "tier", "reason"]
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        return super().get_form(request, obj, change, **({} if obj else {"form": GrantForm}), **kwargs)
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        try:
+            return super().add_view(request, form_url, extra_context)
+        except DomainError as refused:
+            self.message_user(request, str(refused.detail), messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
+
+    def save_model(self, request: HttpRequest, obj: TierSubscription, form: Any, change: bool) -> None:
+        stored = services.grant_tier(user=obj.user, tier=obj.tier_id, reason=obj.reason, actor=request.user)
+        obj.pk, obj.started_at = stored.pk, stored.started_at

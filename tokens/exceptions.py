@@ -38,6 +38,34 @@ class TokenChangedOwner(Conflict):
     detail = _("The token has just changed its owner.")
 
 
+class TokenNotStarted(Conflict):
+    """The token waits for the end of the one it renews: until then there is no secret of it to replace."""
+
+    code = "token_not_started"
+    detail = _("The token has not started yet. Replace the secret of the token that it renews.")
+
+
+class TokenJustRenewed(Conflict):
+    """A successor was bought while the request waited for the token."""
+
+    code = "token_just_renewed"
+    detail = _("The token has just been renewed. Please try again.")
+
+
+class DailyCapReached(DomainError):
+    """A renewal would lift what renewals have cost the account today above what it allows."""
+
+    code = "daily_cap_reached"
+    detail = _("Renewals may not cost the account more today.")
+
+
+class OwnerDisabled(DomainError):
+    """Nothing is bought for a disabled account."""
+
+    code = "owner_disabled"
+    detail = _("The account is disabled.")
+
+
 class TokenHeld(Conflict):
     """The token is offered as a gift; until that is claimed or cancelled nothing about it changes."""
 
@@ -139,3 +167,15 @@ class InvalidPriceList(DomainError):
     """A price list file that cannot be read; the text says what is wrong."""
 
     code = "invalid_price_list"
+
+
+class TierNotSold(DomainError):
+    code = "tier_not_sold"
+    detail = _("This tier is not sold.")
+
+
+class TierUnchanged(Conflict):
+    """The account has the tier already, and nothing about it is to be changed."""
+
+    code = "tier_unchanged"
+    detail = _("The account has this tier already.")

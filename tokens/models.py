@@ -134,14 +134,36 @@ class AccessTokenQuerySet(models.QuerySet["AccessToken"]):
         """Tokens whose time ran out and for which that was not recorded yet."""
         return self.filter(revoked_at__isnull=True, expires_at__lte=at or clock.now(), expiry_recorded_at__isnull=True)
 
+    def due_for_renewal(self, at: datetime | None = None) -> AccessTokenQuerySet:
+        """Tokens of which a successor should be bought by now."""
+        return self.filter(renew_at__lte=at or clock.now())
+
+    def due_to_take_over(self, at: datetime | None = None) -> AccessTokenQuerySet:
+        """Successors that run while their predecessor still holds the secret."""
+        return self.filter(
+            predecessor__isnull=False,
+            taken_over_at__isnull=True,
+            revoked_at__isnull=True,
+            activated_at__lte=at or clock.now(),
+        )
+
+
+#: A successor is bought when this much of a token is left, or a tenth of its duration, whichever is less.
+RENEW_BEFORE_END = timedelta(hours=24)
+
 
 class AccessToken(models.Model):
     """Access for ``duration_hours`` from the first request that reaches the upstream.
 
     The token itself is shown once; here are its SHA-256 and last four characters.
+
+    A token that renews itself gets a successor: a token of its own, with a price and a refund of its own, that starts
+    when this one ends and answers to the same secret. Until then the successor has none, and ``digest`` is one that
+    no secret has.
     """
 
     class Status(models.TextChoices):
+        SCHEDULED = "scheduled", _("Scheduled")
         READY = "ready", _("Ready")
         GIFTED = "gifted", _("Offered as a gift")
         ACTIVE = "active", _("Active")
@@ -189,6 +211,25 @@ class AccessToken(models.Model):
     #: the moment, so that older reports still on their way do not bring the device back.
     device_id = models.CharField(_("device"), max_length=255, blank=True, default="")
     device_seen_at = models.DateTimeField(_("device seen at"), null=True, blank=True)
+    auto_renew = models.BooleanField(_("renews itself"), default=False)
+    #: When a successor is to be bought; null while there is nothing to do. Whoever takes the row in hand moves it on
+    #: a little, so that another worker comes back to it should the first one die.
+    renew_at = models.DateTimeField(_("renewal due at"), null=True, blank=True)
+    #: The code of what kept the renewal from happening; nothing is tried until the owner switches it on again.
+    renewal_paused = models.CharField(_("renewal paused because"), max_length=32, blank=True, default="")
+    renewed_at = models.DateTimeField(_("renewed at"), null=True, blank=True)
+    predecessor = models.OneToOneField(
+        "self",
+        verbose_name=_("renews"),
+        null=True,
+        blank=True,
+        editable=False,
+        on_delete=models.PROTECT,
+        related_name="successor",
+    )
+    #: When it took over its predecessor's secret and device. The gateway lets it in from ``activated_at`` on, also
+    #: before this was written.
+    taken_over_at = models.DateTimeField(null=True, blank=True, editable=False)
     #: Any change the gateway must learn of moves this.
     changed_at = models.DateTimeField(default=clock.now, db_index=True, editable=False)
 
@@ -201,6 +242,7 @@ class AccessToken(models.Model):
         permissions = [
             ("revoke_with_refund", _("Can revoke access tokens with a refund")),
             ("revoke_without_refund", _("Can revoke access tokens without a refund")),
+            ("stop_renewal", _("Can switch off the renewal of access tokens")),
         ]
         indexes = [
             models.Index(fields=["owner", "-created_at", "-id"], name="tokens_token_owner"),
@@ -208,6 +250,12 @@ class AccessToken(models.Model):
                 fields=["expires_at"],
                 name="tokens_token_expiry_due",
                 condition=Q(expiry_recorded_at__isnull=True, revoked_at__isnull=True, expires_at__isnull=False),
+            ),
+            models.Index(fields=["renew_at"], name="tokens_token_renewal_due", condition=Q(renew_at__isnull=False)),
+            models.Index(
+                fields=["activated_at"],
+                name="tokens_token_takeover_due",
+                condition=Q(predecessor__isnull=False, taken_over_at__isnull=True, revoked_at__isnull=True),
             ),
         ]
         constraints = [
@@ -225,6 +273,21 @@ class AccessToken(models.Model):
                 condition=Q(refunded=0) | Q(revoked_at__isnull=False), name="tokens_token_refunded_is_revoked"
             ),
             models.CheckConstraint(condition=Q(duration_hours__gt=0), name="tokens_token_duration_positive"),
+            models.CheckConstraint(
+                condition=Q(renew_at__isnull=True)
+                | Q(
+                    auto_renew=True,
+                    renewal_paused="",
+                    renewed_at__isnull=True,
+                    revoked_at__isnull=True,
+                    activated_at__isnull=False,
+                ),
+                name="tokens_token_renewal_due_once",
+            ),
+            models.CheckConstraint(
+                condition=Q(predecessor__isnull=True) | Q(activated_at__isnull=False),
+                name="tokens_token_successor_has_a_start",
+            ),
             models.CheckConstraint(
                 condition=Q(held_at__isnull=True) | Q(activated_at__isnull=True, revoked_at__isnull=True),
                 name="tokens_token_held_is_unused",
@@ -246,25 +309,39 @@ class AccessToken(models.Model):
     def duration(self) -> timedelta:
         return timedelta(hours=self.duration_hours)
 
+    @property
+    def renewal_lead(self) -> timedelta:
+        """How long before its end a successor is bought."""
+        return min(RENEW_BEFORE_END, self.duration / 10)
+
     def status(self, at: datetime | None = None) -> Status:
         """Return the status at a moment (default: now)."""
         if self.revoked_at is not None:
             return self.Status.REVOKED
         if self.held_at is not None:
             return self.Status.GIFTED
-        if self.expires_at is None:
+        if self.expires_at is None or self.activated_at is None:
             return self.Status.READY
-        return self.Status.ACTIVE if self.expires_at > (at or clock.now()) else self.Status.EXPIRED
+        moment = at or clock.now()
+        # Only a successor's start lies ahead; any other token was activated by a clock that may be ahead of ours.
+        if self.predecessor_id is not None and self.activated_at > moment:
+            return self.Status.SCHEDULED
+        return self.Status.ACTIVE if self.expires_at > moment else self.Status.EXPIRED
 
     def remaining(self, at: datetime | None = None) -> timedelta | None:
-        """Return the time left, ``None`` before activation, zero after the end."""
+        """Return the time left: ``None`` before activation, all of it before a scheduled start, zero after the end."""
         if self.expires_at is None:
             return None
-        return max(timedelta(), self.expires_at - (at or clock.now()))
+        return min(self.duration, max(timedelta(), self.expires_at - (at or clock.now())))
 
     @property
     def is_usable(self) -> bool:
-        return self.status() in {self.Status.READY, self.Status.ACTIVE}
+        return self.status() in {self.Status.SCHEDULED, self.Status.READY, self.Status.ACTIVE}
+
+    @property
+    def renewed_by_id(self) -> uuid.UUID | None:
+        """The id of the successor, if one was bought. A query unless it was joined."""
+        return None if self.renewed_at is None else self.successor.pk
 
 
 class RotatedDigest(models.Model):
@@ -285,6 +362,134 @@ class RotatedDigest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.token_id} {self.rotated_at:%Y-%m-%d %H:%M:%S}"
+
+
+class RenewalDefault(models.Model):
+    """What an account wants of the tokens it buys from now on, and how much renewals may cost it a day."""
+
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, verbose_name=_("user"), primary_key=True, on_delete=models.CASCADE, related_name="+"
+    )
+    enabled = models.BooleanField(_("new tokens renew themselves"), default=False)
+    #: Which tokens; an empty one stands for any.
+    duration_hours = models.PositiveIntegerField(_("of this duration in hours"), null=True, blank=True)
+    scope = models.ForeignKey(
+        Scope, verbose_name=_("of this scope"), null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    #: ZNC in a day of UTC; empty for the platform's own.
+    daily_cap = models.DecimalField(
+        _("renewals a day at most, ZNC"), max_digits=10, decimal_places=2, null=True, blank=True
+    )
+    updated_at = models.DateTimeField(_("updated at"), auto_now=True)
+
+    class Meta:
+        verbose_name = _("default of renewal")
+        verbose_name_plural = _("defaults of renewal")
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(daily_cap__isnull=True) | Q(daily_cap__gt=0), name="tokens_renewaldefault_cap_positive"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.user)
+
+
+class TierSubscriptionQuerySet(models.QuerySet["TierSubscription"]):
+    def current(self) -> TierSubscriptionQuerySet:
+        """Subscriptions that have not ended: at most one of each user."""
+        return self.filter(ended_at__isnull=True)
+
+    def due(self, at: datetime | None = None) -> TierSubscriptionQuerySet:
+        """Subscriptions whose paid month is over."""
+        return self.current().filter(due_at__lte=at or clock.now())
+
+
+class TierSubscription(models.Model):
+    """A tier that a user has bought, or was given by staff, from ``started_at`` until it ended.
+
+    Paid by the month, counted from the day it started on. What a month cost is copied when it is paid: a change of the
+    tier's price touches no month that was paid. A tier that staff gave costs nothing and has no end of its own.
+    """
+
+    class EndReason(models.TextChoices):
+        CHANGED = "changed", _("Changed for another tier")
+        CANCELLED = "cancelled", _("Cancelled by the user")
+        SET_BY_STAFF = "set_by_staff", _("Set by staff")
+        INSUFFICIENT_BALANCE = "insufficient_balance", _("Balance too small")
+        NOT_SOLD = "tier_not_sold", _("No longer sold")
+        USER_DISABLED = "user_disabled", _("User disabled")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, verbose_name=_("user"), on_delete=models.PROTECT, related_name="tier_subscriptions"
+    )
+    tier = models.ForeignKey("accounts.Tier", verbose_name=_("tier"), on_delete=models.PROTECT, related_name="+")
+    #: ZNC paid for the present month.
+    price = models.DecimalField(_("paid a month"), max_digits=10, decimal_places=2)
+    #: Counts months from 0; with the id it is the source of the posting that paid for the month.
+    month = models.PositiveIntegerField(_("month"), default=0)
+    period_start = models.DateTimeField(_("paid from"))
+    period_end = models.DateTimeField(_("paid until"), null=True, blank=True)
+    #: When the next month is to be paid: the end of this one, or a little later while somebody works on it.
+    due_at = models.DateTimeField(null=True, blank=True, editable=False)
+    cancelled_at = models.DateTimeField(_("cancelled at"), null=True, blank=True)
+    #: ZNC paid back for the unused part of the last month.
+    refunded = models.DecimalField(_("refunded"), max_digits=10, decimal_places=2, default=ZERO)
+    granted_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("given by"),
+        null=True,
+        blank=True,
+        editable=False,
+        on_delete=models.PROTECT,
+        related_name="+",
+    )
+    reason = models.CharField(_("reason"), max_length=255, blank=True, default="")
+    started_at = models.DateTimeField(_("started at"))
+    ended_at = models.DateTimeField(_("ended at"), null=True, blank=True)
+    end_reason = models.CharField(_("ended because"), max_length=32, choices=EndReason.choices, blank=True, default="")
+
+    objects = TierSubscriptionQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("tier subscription")
+        verbose_name_plural = _("tier subscriptions")
+        ordering = ["-started_at", "-id"]
+        permissions = [("set_tier", _("Can give users a tier without charge"))]
+        indexes = [
+            models.Index(fields=["user", "-started_at"], name="tokens_tiersub_user"),
+            models.Index(fields=["due_at"], name="tokens_tiersub_due", condition=Q(ended_at__isnull=True)),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["user"], condition=Q(ended_at__isnull=True), name="tokens_tiersub_one_current"
+            ),
+            models.CheckConstraint(condition=Q(price__gte=0), name="tokens_tiersub_price_not_negative"),
+            models.CheckConstraint(
+                condition=Q(refunded__gte=0) & Q(refunded__lte=F("price")), name="tokens_tiersub_refund_within_price"
+            ),
+            models.CheckConstraint(
+                condition=Q(refunded=0) | Q(ended_at__isnull=False), name="tokens_tiersub_refunded_is_ended"
+            ),
+            models.CheckConstraint(
+                condition=Q(period_end__isnull=True, due_at__isnull=True)
+                | Q(period_end__gt=F("period_start"), due_at__isnull=False),
+                name="tokens_tiersub_period_in_order",
+            ),
+            models.CheckConstraint(
+                condition=Q(ended_at__isnull=True, end_reason="") | (Q(ended_at__isnull=False) & ~Q(end_reason="")),
+                name="tokens_tiersub_end_has_reason",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tier_id} {self.started_at:%Y-%m-%d}"
+
+    @property
+    def source(self) -> str:
+        """How postings name the present month."""
+        return f"tier:{self.id}:{self.month}"
 
 
 class GiftQuerySet(models.QuerySet["Gift"]):

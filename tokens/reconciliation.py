@@ -63,6 +63,20 @@ def register_checks() -> None:
     )
     register(
         Check(
+            "a successor goes on where its predecessor ends, for the same owner",
+            """
+            SELECT 'token ' || next.id, 'starts at ' || next.activated_at || ', owned by ' || next.owner_id
+                   || ' but renews ' || token.id || ' until ' || coalesce(token.expires_at::text, 'nothing')
+                   || ', owned by ' || token.owner_id
+              FROM tokens_accesstoken AS next
+              JOIN tokens_accesstoken AS token ON token.id = next.predecessor_id
+             WHERE next.owner_id <> token.owner_id OR token.renewed_at IS NULL
+                OR next.activated_at < token.expires_at OR token.expires_at IS NULL
+            """,
+        )
+    )
+    register(
+        Check(
             "a token is held while a gift of it is open, and only then",
             """
             SELECT coalesce('token ' || token.id, 'gift ' || gift.id),
@@ -71,6 +85,22 @@ def register_checks() -> None:
               FULL JOIN (SELECT id, token_id FROM tokens_gift WHERE status IN ('awaiting_approval', 'pending')) AS gift
                 ON gift.token_id = token.id
              WHERE token.id IS NULL OR gift.id IS NULL
+            """,
+        )
+    )
+    register(
+        Check(
+            "each tier's present month was paid by one posting, and its refund is one",
+            """
+            SELECT 'tier subscription ' || subscription.id,
+                   'price ' || price || ', refunded ' || refunded || ' but posted ' || coalesce(paid.amount, 0)
+                   || ' and ' || coalesce(back.amount, 0)
+              FROM tokens_tiersubscription AS subscription
+              LEFT JOIN wallet_transfer AS paid
+                ON paid.kind = 'SUBSCRIPTION' AND paid.source = 'tier:' || subscription.id || ':' || month
+              LEFT JOIN wallet_transfer AS back
+                ON back.kind = 'REFUND' AND back.source = 'tier:' || subscription.id || ':' || month
+             WHERE price <> coalesce(paid.amount, 0) OR refunded <> coalesce(back.amount, 0)
             """,
         )
     )

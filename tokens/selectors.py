@@ -12,7 +12,18 @@ from django.db.models import Q, QuerySet
 
 from tokens import secrets
 from tokens.exceptions import TokenNotFound
-from tokens.models import AccessToken, Gift, RotatedDigest, Scope, TokenPrice
+from tokens.models import AccessToken, Gift, RenewalDefault, RotatedDigest, Scope, TierSubscription, TokenPrice
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """The token that goes on with a secret from ``activated_at`` on, which is when its predecessor ends."""
+
+    token_id: uuid.UUID
+    scope: str
+    duration_seconds: int
+    activated_at: datetime
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,8 @@ class Credential:
     #: The device that used it last, and when, as far as that was written.
     device_id: str
     device_seen_at: datetime | None
+    #: Also when the token has ended already: the gateway's clock decides which of the two is meant.
+    successor: Successor | None = None
 
 
 def credential_by_digest(digest: str) -> Credential | None:
@@ -52,25 +65,23 @@ def credential_by_digest(digest: str) -> Credential | None:
             "owner__is_superuser",
             "device_id",
             "device_seen_at",
+            "successor__id",
+            "successor__scope_id",
+            "successor__duration_hours",
+            "successor__activated_at",
+            "successor__expires_at",
+            "successor__revoked_at",
         )
         .first()
     )
     if row is None:
         return None
-    (
-        token_id,
-        user_id,
-        scope,
-        hours,
-        activated_at,
-        expires_at,
-        revoked_at,
-        held_at,
-        active,
-        superuser,
-        device_id,
-        seen_at,
-    ) = row
+    token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, held_at, active, superuser = row[:10]
+    device_id, seen_at, next_id, next_scope, next_hours, next_start, next_end, next_revoked_at = row[10:]
+    successor = None
+    if next_id is not None and next_revoked_at is None:
+        assert next_start is not None and next_end is not None
+        successor = Successor(next_id, next_scope, next_hours * 3600, next_start, next_end)
     return Credential(
         token_id=token_id,
         user_id=user_id,
@@ -84,6 +95,7 @@ def credential_by_digest(digest: str) -> Credential | None:
         owner_is_superuser=superuser,
         device_id=device_id,
         device_seen_at=seen_at,
+        successor=successor,
     )
 
 
@@ -128,7 +140,7 @@ def changed_since(moment: datetime) -> list[ChangedCredential]:
 
 def tokens_of(user: Any, *, active_only: bool = False) -> QuerySet[AccessToken]:
     """Return a user's tokens, newest first."""
-    tokens = AccessToken.objects.owned_by(user)
+    tokens = AccessToken.objects.owned_by(user).select_related("successor")
     return tokens.unspent() if active_only else tokens
 
 
@@ -136,7 +148,53 @@ def check_token(secret: str) -> AccessToken | None:
     """Return the token of a secret, usable or not; ``None`` for an unknown one. Never activates anything."""
     if not secrets.is_well_formed(secret):
         return None
-    return AccessToken.objects.select_related("owner").filter(digest=secrets.digest(secret)).first()
+    token = AccessToken.objects.select_related("owner").filter(digest=secrets.digest(secret)).first()
+    if token is not None and token.status() is AccessToken.Status.EXPIRED:
+        # Its successor has started, whether or not that was written down yet.
+        goes_on = AccessToken.objects.select_related("owner").due_to_take_over().filter(predecessor=token).first()
+        return goes_on or token
+    return token
+
+
+def renews_by_default(user: Any, *, duration_hours: int, scope: str) -> bool:
+    """Whether the account wants a token of this duration and scope to renew itself."""
+    return RenewalDefault.objects.filter(
+        Q(duration_hours__isnull=True) | Q(duration_hours=duration_hours),
+        Q(scope__isnull=True) | Q(scope=scope),
+        user=user,
+        enabled=True,
+    ).exists()
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalTerms:
+    """An account's default of renewal; ``cost`` is what one renewal costs today, if one duration is meant and sold."""
+
+    enabled: bool
+    duration_hours: int | None
+    scope: str | None
+    daily_cap: Decimal | None
+    cost: Decimal | None
+
+
+def renewal_terms_of(user: Any) -> RenewalTerms:
+    """Return what an account wants of the tokens it buys from now on."""
+    terms = RenewalDefault.objects.filter(user=user).first() or RenewalDefault(user=user)
+    sold = None
+    if terms.duration_hours is not None:
+        sold = prices_for_sale().filter(duration_hours=terms.duration_hours).first()
+    return RenewalTerms(
+        enabled=terms.enabled,
+        duration_hours=terms.duration_hours,
+        scope=terms.scope_id,
+        daily_cap=terms.daily_cap,
+        cost=None if sold is None else sold.current_price,
+    )
+
+
+def current_subscription(user: Any) -> TierSubscription | None:
+    """Return how the user came by their tier; ``None`` for one that nobody pays for or gave."""
+    return TierSubscription.objects.current().filter(user=user).first()
 
 
 def tokens_like(text: str, *, limit: int) -> list[AccessToken]:

@@ -108,6 +108,7 @@ class Transfer(models.Model):
     class Kind(models.TextChoices):
         DEPOSIT = "DEPOSIT", _("Deposit")
         PURCHASE = "PURCHASE", _("Purchase")
+        SUBSCRIPTION = "SUBSCRIPTION", _("Subscription")
         REFUND = "REFUND", _("Refund")
         REFERRAL_BONUS = "REFERRAL_BONUS", _("Referral bonus")
         REFERRAL_REVERSAL = "REFERRAL_REVERSAL", _("Referral bonus taken back")

@@ -1,11 +1,13 @@
 """Everything that changes users and their sessions."""
 
-from accounts.services.access import save_edited_user, set_user_active
+from accounts.models import FREE_TIER
+from accounts.services.access import save_edited_user, set_tier, set_user_active
 from accounts.services.profile import change_password, update_profile
 from accounts.services.registration import add_user, register_user
 from accounts.services.sessions import SignedIn, end_session, forget_ended_sessions, refresh_session, sign_in, sign_out
 
 __all__ = [
+    "FREE_TIER",
     "SignedIn",
     "add_user",
     "change_password",
@@ -14,6 +16,7 @@ __all__ = [
     "refresh_session",
     "register_user",
     "save_edited_user",
+    "set_tier",
     "set_user_active",
     "sign_in",
     "sign_out",

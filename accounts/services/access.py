@@ -65,6 +65,31 @@ def save_edited_user(*, user: User, changed: Collection[str], actor: User) -> No
     record("user.edited", user, {"user_id": str(user.pk), "actor_id": str(actor.pk), "fields": sorted(stored)})
 
 
+@in_transaction
+def set_tier(*, user_id: uuid.UUID, tier: str, reason: str, actor: User | None = None) -> bool:
+    """Move a user to another tier, whatever it costs; returns whether that changed anything.
+
+    Its limits hold at once: :data:`~accounts.signals.user_access_changed` is sent after commit. What is paid for a
+    tier is the caller's affair. ``actor`` is who of staff did it.
+
+    Raises :class:`UserNotFound`, and :class:`~django.db.IntegrityError` for a tier that is not there.
+    """
+    user = User.objects.select_for_update(no_key=True).filter(pk=user_id).first()
+    if user is None:
+        raise UserNotFound
+    if user.tier_id == tier:
+        return False
+    before, user.tier_id = user.tier_id, tier
+    user.save(update_fields=["tier", "updated_at"])
+    record(
+        "tier.changed",
+        user,
+        {"from": before, "to": tier, "reason": reason, "actor_id": str(actor.pk) if actor else None},
+    )
+    _tell_access_changed(user)
+    return True
+
+
 def _tell_access_changed(user: User) -> None:
     # Robust: a receiver that fails must not undo in the answer what is committed.
     transaction.on_commit(partial(user_access_changed.send_robust, sender=User, user_id=user.pk))

@@ -8,8 +8,14 @@
 -- short after a refusal. The outcomes are proxy.validation.Outcome.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local c = redis.call('HMGET', KEYS[1], 't', 'u', 's', 'd', 'a', 'e', 'o', 'x', 'r')
+local c = redis.call('HMGET', KEYS[1], 't', 'u', 's', 'd', 'a', 'e', 'o', 'x', 'r', 'n')
 local generation = redis.call('GET', KEYS[2]) or '0'
+if c[10] and now >= tonumber(c[6]) then
+  -- From its end on the secret means the successor that was bought, on the device that held the token.
+  local held = ARGV[7] .. 'dev:' .. c[1]
+  c[1], c[3], c[4], c[5], c[6] = string.match(c[10], '^(%S+) (%S+) (%d+) (%d+) (%d+)$')
+  if redis.call('EXISTS', held) == 1 then redis.call('RENAMENX', held, ARGV[7] .. 'dev:' .. c[1]) end
+end
 local token = c[1]
 if not token then
   if not c[9] then return {1, generation} end

@@ -94,8 +94,10 @@ UNFIT = [
 def test_no_field_takes_what_does_not_fit(caller: Caller, operation: Operation):
     assert operation.body is not None
     url = operation.url(caller.token.pk)
-    for name in operation.body["properties"]:
+    for name, described in operation.body["properties"].items():
         for text in UNFIT:
+            if text == b"true" and described.get("type") == "boolean":
+                continue
             response = caller.refused(operation.method, url, b'{"%b": %b}' % (name.encode(), text))
             # A name takes a JSON number as its text; then there is no such bundle.
             assert response.status_code == 400 or operation.path == "/api/v1/bundles/{bundle_id}", (name, text[:40])

@@ -11,9 +11,9 @@ from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from tests.money import activate_so_that, staff_client, token_of_new_user, user_with
+from tests.money import activate_so_that, renewing_token, staff_client, token_of_new_user, user_with
 from tokens.models import AccessToken, RotatedDigest, Scope, TokenPrice
-from tokens.services import offer_gift, revoke_token, rotate_token
+from tokens.services import offer_gift, renew_token, revoke_token, rotate_token
 from wallet.models import Transfer
 from wallet.selectors import balance_of
 
@@ -50,14 +50,18 @@ def test_the_list_shows_what_staff_need_and_no_secret(superuser):
 
 @pytest.mark.parametrize("status", [*AccessToken.Status.values, ""])
 def test_filtered_by_status(superuser, status):
-    tokens = {name: token_of_new_user(24, label=f"label-{name}").token for name in AccessToken.Status.values}
+    names = AccessToken.Status.values
+    tokens = {name: token_of_new_user(24, label=f"label-{name}").token for name in names if name != "scheduled"}
     activate_so_that(tokens["active"], seconds_left=60)
     activate_so_that(tokens["expired"], seconds_left=-1)
     revoke_token(token_id=tokens["revoked"].id, actor=None, refund=True)
+    renewed = renewing_token(seconds_left=60, label="renewed").token
+    renew_token(token_id=renewed.id)
+    AccessToken.objects.filter(predecessor=renewed).update(label="label-scheduled")
     offer_gift(token_id=tokens["gifted"].id, giver=tokens["gifted"].owner)
     page = superuser.get(URL, {"status": status}).content.decode()
-    shown = {name for name in tokens if f"label-{name}" in page}
-    assert shown == ({status} if status else set(tokens))
+    shown = {name for name in names if f"label-{name}" in page}
+    assert shown == ({status} if status else set(names))
 
 
 def test_searched_by_owner_hint_and_id(superuser):

@@ -58,6 +58,9 @@ def test_a_token_is_bought():
         "revoked_at": None,
         "time_remaining_seconds": None,
         "device": None,
+        "auto_renew": False,
+        "renewal": {"status": "off", "due_at": None, "paused_reason": "", "renewed_by": None},
+        "renews": None,
         "new_balance": "82.00",
     }
     assert secrets.is_well_formed(body["token"])
@@ -229,8 +232,9 @@ def test_the_number_of_queries_is_fixed():
         with CaptureQueriesContext(connection) as queries:
             purchase_token(owner=user, duration_hours=24)
         counts.add(len(queries))
-    # BEGIN, lock, price, scope, lock in the posting, savepoint, transfer, release, balance, token, event, COMMIT.
-    assert counts == {12}
+    # BEGIN, lock, price, scope, default of renewal, lock in the posting, savepoint, transfer, release, balance, token,
+    # event, COMMIT.
+    assert counts == {13}
 
 
 @pytest.mark.django_db(transaction=True)

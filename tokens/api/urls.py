@@ -14,4 +14,7 @@ urlpatterns = [
     path("gifts", gifts.GiftsView.as_view()),
     path("gifts/<uuid:gift_id>", gifts.GiftView.as_view()),
     path("gifts/<str:code>/claim", gifts.ClaimView.as_view()),
+    path("users/me/auto-renewal", views.RenewalTermsView.as_view()),
+    path("users/me/tier", views.OwnTierView.as_view()),
+    path("tiers", views.TiersView.as_view()),
 ]

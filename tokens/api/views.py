@@ -13,17 +13,24 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts import selectors as accounts_selectors
 from tokens import selectors, services
 from tokens.api.caching import uncached
 from tokens.api.serializers import (
     ActiveOnlySerializer,
     CheckResultSerializer,
     CheckSerializer,
-    LabelSerializer,
+    ChosenTierSerializer,
+    OwnTierSerializer,
     PriceSerializer,
     PurchaseResultSerializer,
     PurchaseSerializer,
+    RenewalTermsChangeSerializer,
+    RenewalTermsSerializer,
     RevocationSerializer,
+    TierChoiceSerializer,
+    TierSerializer,
+    TokenChangeSerializer,
     TokenSerializer,
     TokenWithSecretSerializer,
     seconds_remaining,
@@ -31,10 +38,14 @@ from tokens.api.serializers import (
 from tokens.exceptions import (
     DurationNotSold,
     ScopeNotSold,
+    TierNotSold,
+    TierUnchanged,
     TokenAlreadyRevoked,
     TokenExpired,
     TokenHeld,
+    TokenJustRenewed,
     TokenNotFound,
+    TokenNotStarted,
 )
 from wallet.exceptions import BalanceLimitExceeded, InsufficientBalance
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
@@ -107,13 +118,21 @@ class TokenView(APIView):
         return Response(TokenSerializer(selectors.token_of(request.user, token_id)).data)
 
     @extend_schema(
-        summary="Name a token",
+        summary="Change a token",
+        description="What is left out stays. A token with auto_renew gets a successor of the same duration and scope, "
+        "at the price of that day, when less than 24 hours or a tenth of its duration is left, whichever is less. The "
+        "successor starts when the token ends and goes on with its secret and its device. When it cannot be bought, "
+        "for want of balance or by the daily cap, nothing is taken and the renewal pauses until it is switched on "
+        "again. Switching it off leaves a successor that is bought already; revoke that to have its price back.",
         tags=["Tokens"],
-        request=LabelSerializer,
-        responses={200: TokenSerializer, **error_responses(400, 401, 413, 415, TokenNotFound, TokenHeld)},
+        request=TokenChangeSerializer,
+        responses={
+            200: TokenSerializer,
+            **error_responses(400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld),
+        },
     )
     def patch(self, request: Request, token_id: uuid.UUID) -> Response:
-        body = LabelSerializer(data=request.data)
+        body = TokenChangeSerializer(data=request.data)
         body.is_valid(raise_exception=True)
         token = services.update_token(token_id=token_id, owner=request.user, **body.validated_data)
         return Response(TokenSerializer(token).data)
@@ -121,12 +140,23 @@ class TokenView(APIView):
     @extend_schema(
         summary="Revoke a token",
         description="Pays back what its unused time cost; a token that was never used, all that was paid. For a token "
-        "that was a gift that goes to whoever paid for it.",
+        "that was a gift that goes to whoever paid for it. A successor that was bought for the token is revoked with "
+        "it, and refund_amount holds what both pay back. Revoking a successor before its time pays back all of it and "
+        "leaves the token that it renews to its end.",
         tags=["Tokens"],
         responses={
             200: RevocationSerializer,
             **error_responses(
-                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld, BalanceLimitExceeded
+                400,
+                401,
+                413,
+                415,
+                TokenNotFound,
+                TokenAlreadyRevoked,
+                TokenExpired,
+                TokenHeld,
+                TokenJustRenewed,
+                BalanceLimitExceeded,
             ),
         },
     )
@@ -155,7 +185,16 @@ class RotateView(APIView):
         responses={
             200: TokenWithSecretSerializer,
             **error_responses(
-                400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld, *IDEMPOTENCY_REFUSALS
+                400,
+                401,
+                413,
+                415,
+                TokenNotFound,
+                TokenAlreadyRevoked,
+                TokenExpired,
+                TokenHeld,
+                TokenNotStarted,
+                *IDEMPOTENCY_REFUSALS,
             ),
         },
     )
@@ -207,3 +246,87 @@ class CheckView(APIView):
                 "time_remaining_seconds": seconds_remaining(token),
             }
         return Response(CheckResultSerializer(answer).data)
+
+
+class RenewalTermsView(APIView):
+    @extend_schema(
+        summary="Default of renewal",
+        description="Whether tokens bought from now on renew themselves.",
+        tags=["Tokens"],
+        responses={200: RenewalTermsSerializer, **error_responses(401)},
+    )
+    def get(self, request: Request) -> Response:
+        return Response(RenewalTermsSerializer(selectors.renewal_terms_of(request.user)).data)
+
+    @extend_schema(
+        summary="Change the default of renewal",
+        description="Tokens bought from now on, one by one, with this duration and this scope, are bought with "
+        "auto_renew on; null stands for any. Those of bundles are not, and no token that was bought before is changed: "
+        "PATCH /tokens/{id} switches a single one. The daily cap holds for all renewals of the account.",
+        tags=["Tokens"],
+        request=RenewalTermsChangeSerializer,
+        responses={
+            200: RenewalTermsSerializer,
+            **error_responses(400, 401, 413, 415, DurationNotSold, ScopeNotSold),
+        },
+    )
+    def put(self, request: Request) -> Response:
+        body = RenewalTermsChangeSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        terms = services.set_renewal_terms(user=request.user, **body.validated_data)
+        return Response(RenewalTermsSerializer(terms).data)
+
+
+class TiersView(GenericAPIView[Any]):
+    permission_classes = [AllowAny]
+    serializer_class = TierSerializer
+
+    @extend_schema(
+        summary="Tiers for sale", tags=["Tiers"], responses={200: TierSerializer(many=True), **error_responses(400)}
+    )
+    def get(self, request: Request) -> Response:
+        page = self.paginate_queryset(accounts_selectors.tiers_for_sale())
+        return self.get_paginated_response(TierSerializer(page, many=True).data)
+
+
+class OwnTierView(APIView):
+    @extend_schema(summary="Own tier", tags=["Tiers"], responses={200: OwnTierSerializer, **error_responses(401)})
+    def get(self, request: Request) -> Response:
+        user: Any = request.user
+        context = {"subscription": selectors.current_subscription(user)}
+        return Response(OwnTierSerializer(user.tier, context=context).data)
+
+    @extend_schema(
+        summary="Choose a tier",
+        description="Another tier is paid for a month from now on; what is unused of the month that was paid is "
+        "credited first, cut to the cent. It is renewed on the same day of each month, the last day where the month is "
+        "too short, and ends with one notice when the balance is too small. Choosing free cancels at the end of the "
+        "month; choosing the cancelled tier again resumes it. Its limits hold at once.",
+        tags=["Tiers"],
+        parameters=[IDEMPOTENCY_KEY],
+        request=TierChoiceSerializer,
+        responses={
+            200: ChosenTierSerializer,
+            **error_responses(
+                400,
+                401,
+                413,
+                415,
+                TierNotSold,
+                TierUnchanged,
+                InsufficientBalance,
+                BalanceLimitExceeded,
+                *IDEMPOTENCY_REFUSALS,
+            ),
+        },
+    )
+    def post(self, request: Request) -> Response:
+        body = TierChoiceSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+
+        def flow() -> tuple[int, Any]:
+            chosen = services.choose_tier(user=request.user, **body.validated_data)
+            context = {"subscription": chosen.subscription, "balance": chosen.balance}
+            return 200, ChosenTierSerializer(chosen.tier, context=context).data
+
+        return run_idempotently(request, flow)

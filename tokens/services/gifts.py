@@ -139,6 +139,8 @@ def claim_gift(*, code: str, claimer: Any) -> ClaimedGift:
     # A gift may come back to whoever paid.
     token.payer_id = None if payer_id == claimer.pk else payer_id
     token.label = ""
+    # Whoever gave it away decides nothing about the claimer's money.
+    token.auto_renew = False
     token.device_id = ""
     token.device_seen_at = now
     token.held_at = None
@@ -148,6 +150,7 @@ def claim_gift(*, code: str, claimer: Any) -> ClaimedGift:
             "owner",
             "payer",
             "label",
+            "auto_renew",
             "device_id",
             "device_seen_at",
             "held_at",

@@ -59,5 +59,6 @@ def issue_tokens(
 def new_token(*, token_id: uuid.UUID | None = None, **fields: Any) -> IssuedToken:
     """Return a token with a fresh secret, not stored yet."""
     secret = secrets.generate()
-    token = AccessToken(id=token_id or uuid.uuid4(), digest=secrets.digest(secret), last_four=secret[-4:], **fields)
+    own = {"id": token_id or uuid.uuid4(), "digest": secrets.digest(secret), "last_four": secret[-4:]}
+    token = AccessToken(**own | fields)
     return IssuedToken(token=token, secret=secret)

@@ -50,6 +50,9 @@ def activate_token(*, token_id: uuid.UUID, at: datetime, owner_id: uuid.UUID | N
     if token is None or token.revoked_at is not None or token.activated_at is None or token.expires_at is None:
         raise TokenNotUsable
     if started:
+        if token.auto_renew:
+            token.renew_at = token.expires_at - token.renewal_lead
+            token.save(update_fields=["renew_at"])
         record(
             "token.activated",
             token.owner,
@@ -92,6 +95,7 @@ def record_expiries(*, limit: int = 500) -> int:
     now = clock.now()
     due = list(
         AccessToken.objects.newly_expired(now)
+        .select_related("successor")
         .order_by("expires_at", "pk")
         .select_for_update(of=("self",), skip_locked=True, no_key=True)[:limit]
     )
@@ -101,6 +105,11 @@ def record_expiries(*, limit: int = 500) -> int:
         record(
             "token.expired",
             owners[token.owner_id],
-            {"token_id": str(token.id), "expires_at": token.expires_at and token.expires_at.isoformat()},
+            {
+                "token_id": str(token.id),
+                "expires_at": token.expires_at and token.expires_at.isoformat(),
+                # Whoever told the owner of an end would be wrong where another token goes on with the secret.
+                "renewed_by": token.renewed_by_id and str(token.renewed_by_id),
+            },
         )
     return len(due)

@@ -10,9 +10,10 @@ from django.db import transaction
 
 from notifications.services import record
 from tokens import secrets
-from tokens.exceptions import TokenHeld
+from tokens.exceptions import TokenHeld, TokenNotStarted
 from tokens.models import AccessToken, RotatedDigest
 from tokens.services.access import demand_usable, lock_token, tell_after_commit
+from tokens.services.renewal import set_auto_renew
 from tokens.signals import device_released
 from zenzefi.lib import clock
 from zenzefi.lib.transactions import in_transaction
@@ -33,13 +34,20 @@ class RotatedToken:
 def rotate_token(*, token_id: uuid.UUID, owner: Any) -> RotatedToken:
     """Replace a token's secret. Price, expiry and device stay; the old secret is refused from the commit on.
 
+    A successor that waits for the token's end takes the new secret over.
+
     Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`~tokens.exceptions.TokenAlreadyRevoked`,
-    :class:`~tokens.exceptions.TokenExpired`, :class:`~tokens.exceptions.TokenHeld`.
+    :class:`~tokens.exceptions.TokenExpired`, :class:`~tokens.exceptions.TokenHeld`, and
+    :class:`~tokens.exceptions.TokenNotStarted` for a successor that has no secret yet.
     """
     token = lock_token(token_id, owner=owner)
     demand_usable(token)
+    if token.status() is AccessToken.Status.SCHEDULED:
+        raise TokenNotStarted
     secret = replace_secret(token)
     token.save(update_fields=["digest", "last_four", "changed_at"])
+    if token.renewed_at is not None:
+        AccessToken.objects.filter(predecessor=token).update(last_four=token.last_four)
     record("token.rotated", owner, {"token_id": str(token.id)})
     return RotatedToken(token=token, secret=secret)
 
@@ -72,11 +80,16 @@ def release_device(*, token_id: uuid.UUID, owner: Any) -> AccessToken:
 
 
 @in_transaction
-def update_token(*, token_id: uuid.UUID, owner: Any, label: str | None = None) -> AccessToken:
+def update_token(
+    *, token_id: uuid.UUID, owner: Any, label: str | None = None, auto_renew: bool | None = None
+) -> AccessToken:
     """Change what the owner may edit; what is not given stays.
 
-    Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`TokenHeld`.
+    Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`TokenHeld`, and what
+    :func:`~tokens.services.renewal.set_auto_renew` raises.
     """
+    if auto_renew is not None:
+        set_auto_renew(token_id=token_id, owner=owner, enabled=auto_renew)
     token = lock_token(token_id, owner=owner)
     if token.held_at is not None:
         raise TokenHeld

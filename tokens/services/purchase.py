@@ -13,7 +13,8 @@ from notifications.services import record
 from referrals.services import award_for_purchase, referrer_awaiting_bonus
 from tokens.exceptions import DurationNotSold, ScopeNotSold
 from tokens.models import AccessToken, Scope, TokenPrice
-from tokens.services.issuing import new_token
+from tokens.selectors import renews_by_default
+from tokens.services.issuing import IssuedToken, new_token
 from wallet.services import SystemAccount, TransferKind, debit, lock_accounts_of
 from zenzefi.lib.transactions import in_transaction
 
@@ -41,35 +42,19 @@ def purchase_token(*, owner: Any, duration_hours: int, scope: str = "full", labe
     account, *others = lock_accounts_of(owner, *([referrer] if referrer else []))
     price = list_price(duration_hours)
     sold_scope = scope_for_sale(scope)
-    token_id = uuid.uuid4()
-    debit(
-        account=account,
-        counterparty=SystemAccount.REVENUE,
-        amount=price,
-        kind=TransferKind.PURCHASE,
-        source=source_of(token_id),
-        description=_("Access token, %(hours)d h") % {"hours": duration_hours},
-    )
-    issued = new_token(
-        token_id=token_id,
+    issued = sell_token(
         owner=owner,
+        account=account,
+        referrer=referrer,
+        referrer_account=others[0] if others else None,
+        price=price,
+        description=_("Access token, %(hours)d h") % {"hours": duration_hours},
         label=label,
         scope=sold_scope,
         duration_hours=duration_hours,
-        purchase_source=source_of(token_id),
-        list_price=price,
-        paid=price,
+        auto_renew=renews_by_default(owner, duration_hours=duration_hours, scope=scope),
     )
     token = issued.token
-    token.save(force_insert=True)
-    if referrer is not None:
-        award_for_purchase(
-            referee=owner,
-            referrer=referrer,
-            referrer_account=others[0],
-            paid=price,
-            purchase_source=token.purchase_source,
-        )
     record(
         "token.purchased",
         owner,
@@ -82,6 +67,51 @@ def purchase_token(*, owner: Any, duration_hours: int, scope: str = "full", labe
         },
     )
     return PurchasedToken(token=token, secret=issued.secret, balance=account.balance)
+
+
+def sell_token(
+    *,
+    owner: Any,
+    account: Any,
+    referrer: Any | None,
+    referrer_account: Any | None,
+    price: Decimal,
+    description: str,
+    **fields: Any,
+) -> IssuedToken:
+    """Take the price, store the token with these fields, and award the referrer, in the caller's transaction.
+
+    ``account`` and ``referrer_account`` are locked. The posting's source is the token.
+
+    Raises :class:`~wallet.exceptions.InsufficientBalance`; nothing has happened then.
+    """
+    token_id = uuid.uuid4()
+    debit(
+        account=account,
+        counterparty=SystemAccount.REVENUE,
+        amount=price,
+        kind=TransferKind.PURCHASE,
+        source=source_of(token_id),
+        description=description,
+    )
+    issued = new_token(
+        token_id=token_id,
+        owner=owner,
+        purchase_source=source_of(token_id),
+        list_price=price,
+        paid=price,
+        **fields,
+    )
+    issued.token.save(force_insert=True)
+    if referrer is not None:
+        award_for_purchase(
+            referee=owner,
+            referrer=referrer,
+            referrer_account=referrer_account,
+            paid=price,
+            purchase_source=issued.token.purchase_source,
+        )
+    return issued
 
 
 def list_price(duration_hours: int) -> Decimal:

@@ -77,16 +77,23 @@ def check(policy_name: str, subject: str, policy: RatePolicy | None = None) -> D
 
 
 def enforce(
-    request: HttpRequest, policy_name: str, subject: str, *, fail_open: bool = False, announce: bool = True
+    request: HttpRequest,
+    policy_name: str,
+    subject: str,
+    *,
+    fail_open: bool = False,
+    announce: bool = True,
+    policy: RatePolicy | None = None,
 ) -> None:
     """Count the request, remember the outcome for its answer's headers, and refuse when over the limit.
 
-    Without ``announce`` the headers go on telling of the limit that was asked before, unless this one refuses.
+    ``policy`` takes the place of the one in ``RATE_LIMITS``. Without ``announce`` the headers go on telling of the
+    limit that was asked before, unless this one refuses.
 
     Raises :class:`RateLimited`, or :class:`ServiceUnavailable` when Redis is away and the class fails closed.
     """
     try:
-        decision = check(policy_name, subject)
+        decision = check(policy_name, subject, policy)
     except redis.exceptions.RedisError as exc:
         if not redis_client.is_away(exc):
             raise
@@ -102,6 +109,7 @@ def enforce(
 class ApiRateThrottle(BaseThrottle):
     """Class ``api``: per user, or per client address where nobody is signed in; superusers bypass.
 
+    A user's tier may set another number of requests a minute; it comes with the user, without a query of its own.
     While Redis is away reads go on unlimited and everything that changes state answers 503.
     """
 
@@ -109,8 +117,12 @@ class ApiRateThrottle(BaseThrottle):
         user = request.user
         if user.is_authenticated and user.is_superuser:
             return True
-        subject = f"user:{user.pk}" if user.is_authenticated else f"addr:{client_network(request._request)}"
-        enforce(request._request, "api", subject, fail_open=request.method in {"GET", "HEAD", "OPTIONS"})
+        subject, policy = f"addr:{client_network(request._request)}", None
+        if user.is_authenticated:
+            subject = f"user:{user.pk}"
+            if limit := user.tier.api_requests_per_minute:
+                policy = RatePolicy(limit, 60)
+        enforce(request._request, "api", subject, fail_open=request.method in {"GET", "HEAD", "OPTIONS"}, policy=policy)
         return True
 
 

@@ -235,6 +235,10 @@ IDEMPOTENCY_RETENTION = timedelta(hours=24)
 # Days back in which a device or an address that referee and referrer share holds the bonus for review.
 REFERRAL_FRAUD_WINDOW_DAYS = env.integer("REFERRAL_FRAUD_WINDOW_DAYS", 30, minimum=1, maximum=3650)
 
+# --- Renewals
+# ZNC that an account's tokens may spend on renewing themselves in a day of UTC, unless the account sets its own.
+RENEWAL_DAILY_CAP = env.amount("RENEWAL_DAILY_CAP")
+
 # --- Gifts
 # Days in which a gift can be claimed.
 GIFT_VALID_DAYS = env.integer("GIFT_VALID_DAYS", 14, minimum=1, maximum=3650)

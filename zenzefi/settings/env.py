@@ -34,6 +34,11 @@ class RatePolicy:
     limit: int
     seconds: int
 
+    @property
+    def per_minute(self) -> int:
+        """What that comes to in a minute, cut to whole requests."""
+        return self.limit * 60 // self.seconds
+
 
 def _read_env_file(path: Path) -> dict[str, str]:
     """Parse ``NAME=value`` lines; ``#`` starts a comment line, surrounding quotes are removed."""
@@ -102,6 +107,15 @@ class Environment:
         if not number.is_finite() or not Decimal(minimum) <= number <= 10_000_000:
             raise ConfigurationError(f"{name} must be a number of seconds, at least {minimum}, not {value!r}.")
         return float(number)
+
+    def amount(self, name: str) -> Decimal | None:
+        """Return a positive amount of ZNC; ``None`` when none is set."""
+        value = self.raw(name)
+        if not value:
+            return None
+        if not re.fullmatch(r"\d{1,8}(\.\d{1,2})?", value, re.ASCII) or not Decimal(value):
+            raise ConfigurationError(f"{name} must be a positive amount such as 50.00, not {value!r}.")
+        return Decimal(value)
 
     def items(self, name: str, default: str = "") -> list[str]:
         return [item.strip() for item in self.raw(name, default).split(",") if item.strip()]

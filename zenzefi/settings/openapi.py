@@ -26,15 +26,16 @@ processed 409. A refused request is not remembered.
 
 **Rate limits** are exact sliding windows: `auth` 5 an hour for each address (register, login, password reset), `api`
 100 a minute for each user, `proxy` 1000 a minute for each access token, `gift_claim` 10 an hour for each user and each
-address, unless the installation sets others. Answers carry `RateLimit-Policy` and `RateLimit`; a refusal is 429 with
-`Retry-After` in seconds. While a neighbour of ours is down, answers are 503 with `Retry-After`, nothing has changed,
-and the request may be repeated.
+address, unless the installation or, for `api` and `proxy`, the account's tier sets others. Answers carry
+`RateLimit-Policy` and `RateLimit`; a refusal is 429 with `Retry-After` in seconds. While a neighbour of ours is down,
+answers are 503 with `Retry-After`, nothing has changed, and the request may be repeated.
 """
 
 TAGS = [
     {"name": "Accounts", "description": "Registration, sign-in, one's own account."},
     {"name": "Wallet", "description": "Balance, top-ups, transactions."},
     {"name": "Tokens", "description": "Prices, purchase, use and refund of access tokens."},
+    {"name": "Tiers", "description": "How much an account may do a minute, by the month."},
     {"name": "Gifts", "description": "Tokens that were never used, given away by a code."},
     {"name": "Bundles", "description": "Several tokens at a discount."},
     {"name": "Referrals", "description": "Whom one referred, and what it brought."},
