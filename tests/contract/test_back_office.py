@@ -113,6 +113,9 @@ def fill(count: int) -> None:
             started_at=clock.now() - timedelta(minutes=5),
             last_activity_at=clock.now(),
         )
+        apps.get_model("proxy", "TokenLimits").objects.create(token=token, seats=2)
+        apps.get_model("proxy", "TierLimits").objects.get_or_create(tier_id="free")
+        apps.get_model("proxy", "TokenUsage").objects.create(token=token, day=clock.now().date(), requests=5)
 
 
 @pytest.fixture
