@@ -23,9 +23,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import run_state_machine_as_test
 from rest_framework.test import APIClient
 
-from tests.ledger.giving import Giving
+from tests.ledger.model import DAILY_CAP
 from tests.ledger.paying import Paying
-from tests.ledger.world import Clock, prove
+from tests.ledger.renewing import Renewing
+from tests.ledger.subscribing import Subscribing
+from tests.ledger.world import Clock, decimal, prove
 from tests.wallet.providers import StripeServer, serving
 from zenzefi.settings.env import RatePolicy
 
@@ -56,7 +58,7 @@ HAPPENED = {
 }
 
 
-class Machine(Giving, Paying):
+class Machine(Renewing, Subscribing, Paying):
     """Everything that moves money."""
 
 
@@ -69,6 +71,7 @@ def machine(
     caplog.set_level(logging.WARNING, logger="stripe")
     caplog.set_level(logging.CRITICAL, logger="wallet")
     settings.RATE_LIMITS = {**settings.RATE_LIMITS, "api": RatePolicy(10**9, 1)}
+    settings.RENEWAL_DAILY_CAP = decimal(DAILY_CAP)
     clock = Clock()
     monkeypatch.setattr(timezone, "now", clock.now)
     with serving(StripeServer, settings) as server:
