@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.apps import apps
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from tests.ledger.giving import Giving
-from tests.ledger.model import Token
+from tests.ledger.model import Person, Token
 from tests.ledger.selling import HOURS
 from tests.ledger.world import WHICH, code_of, money, rows
 from tokens.selectors import check_token, credential_by_digest
@@ -21,9 +22,32 @@ from tokens.tasks import renew_tokens, take_over
 
 #: Where the clock stands, in parts of the time between the moment a renewal is due and the token's end: before, in
 #: time, after the end, and too late.
-WHEN = st.one_of(st.floats(0, 0.99), st.floats(1, 1.99), st.sampled_from([-0.01, 2.1, 3]))
-#: What is taken from sale while the renewals are run.
-OFF_SALE = st.sampled_from(["", "", "", "", "duration", "scope"])
+WHEN = st.one_of(st.floats(0, 0.99), st.floats(0, 0.99), st.floats(1, 1.99), st.sampled_from([-0.01, 2.1, 3]))
+#: What the owner lacks, or what is taken from sale, while the renewals are run.
+HINDRANCE = st.sampled_from(["", "", "", "broke", "capped", "duration", "scope"])
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What usually happens to a token that renews itself."""
+
+    who: int
+    hours: int
+    claimed_by: int | None
+    price: int | None
+    when: float
+    then: str
+
+
+WALK = st.builds(
+    Walk,
+    who=WHICH,
+    hours=HOURS,
+    claimed_by=st.one_of(st.none(), st.none(), WHICH),
+    price=st.one_of(st.none(), st.integers(1, 20_000)),
+    when=WHEN,
+    then=st.sampled_from(["", "broke", "capped", "both revoked", "successor revoked", "goes on"]),
+)
 
 
 class Renewing(Giving):
@@ -45,29 +69,62 @@ class Renewing(Giving):
     @rule(who=WHICH, cap=st.one_of(st.none(), st.integers(1, 40_000)))
     def someone_caps_their_renewals(self, who: int, cap: int | None) -> None:
         if person := self.buyer(who):
-            body = {
-                "enabled": person.renews,
-                "duration_hours": person.renews_hours,
-                "daily_cap": None if cap is None else money(cap),
-            }
-            answer = self.signed_in(self.users[person]).put("/api/v1/users/me/auto-renewal", body, format="json")
-            assert answer.status_code == 200, answer.content
-            person.daily_cap = cap
+            self.cap(person, cap)
 
-    @rule(who=WHICH, hours=HOURS, claimed_by=st.one_of(st.none(), st.none(), WHICH), when=WHEN, price=st.booleans())
-    def someone_buys_to_renew(self, who: int, hours: int, claimed_by: int | None, when: float, price: bool) -> None:
-        """Or gets it as a gift; the price may change before the renewal."""
-        if not (person := self.buyer(who)) or not (token := self.buy(person, hours)):
+    def cap(self, person: Person, cap: int | None) -> None:
+        body = {
+            "enabled": person.renews,
+            "duration_hours": person.renews_hours,
+            "daily_cap": None if cap is None else money(cap),
+        }
+        answer = self.signed_in(self.users[person]).put("/api/v1/users/me/auto-renewal", body, format="json")
+        assert answer.status_code == 200, answer.content
+        person.daily_cap = cap
+
+    @rule(walk=WALK)
+    def someone_buys_to_renew(self, walk: Walk) -> None:
+        self.take(walk)
+
+    @initialize(walk=WALK)
+    def somebody_has_bought_to_renew(self, walk: Walk) -> None:
+        """In each example, so that few of them see every outcome."""
+        self.take(walk)
+
+    def take(self, walk: Walk) -> None:
+        """Buy or be given a token that renews itself, at another price perhaps, and go on from there."""
+        if not (person := self.buyer(walk.who)):
             return
-        if claimed_by is not None:
-            self.offer(token, claimed_by)
-        if not token.owner.active:
+        self.top_up(person, 2 * self.model.price(walk.hours))
+        if not (token := self.buy(person, walk.hours)):
             return
+        if walk.claimed_by is not None:
+            self.offer(token, walk.claimed_by)
+        owner = token.owner
+        if not owner.active:
+            return
+        if owner is not person:
+            self.top_up(owner, 2 * self.model.price(walk.hours))
         self.switch(token, on=True)
         self.use(token, 0)
-        if price and token.owner.balance:
-            self.price(hours, token.owner.balance)
-        self.renew(token, when)
+        if walk.price is not None:
+            self.price(walk.hours, walk.price)
+        self.renew(token, walk.when, walk.then)
+        if token.paused:
+            self.top_up(owner, self.model.price(walk.hours))
+            if walk.then == "capped":
+                # To the cent, unless something else was renewed that day.
+                self.cap(owner, self.model.price(walk.hours))
+            self.switch(token, on=True)
+        if token.successor is None:
+            return
+        if walk.then == "both revoked":
+            self.revoke(token)
+        elif walk.then == "successor revoked":
+            self.revoke(token.successor)
+        elif walk.then == "goes on":
+            self.cross(token, 0.25)
+            self.takeovers_are_noted()
+            self.revoke(token.successor)
 
     @precondition(lambda self: self.model.tokens)
     @rule(which=WHICH, on=st.booleans())
@@ -108,22 +165,22 @@ class Renewing(Giving):
         self.tally["renewal stopped by staff"] += stopped
 
     @precondition(lambda self: any(token.renewal_due for token in self.model.tokens))
-    @rule(which=WHICH, when=WHEN, off_sale=OFF_SALE, spent=st.booleans())
-    def renewals_are_run(self, which: int, when: float, off_sale: str, spent: bool) -> None:
-        token: Token = self.one_of([token for token in self.model.tokens if token.renewal_due], which)
-        if spent and token.owner.active:
-            self.spend_all(token.owner)
-        self.renew(token, when, off_sale)
+    @rule(which=WHICH, when=WHEN, hindrance=HINDRANCE)
+    def renewals_are_run(self, which: int, when: float, hindrance: str) -> None:
+        self.renew(self.one_of([token for token in self.model.tokens if token.renewal_due], which), when, hindrance)
 
-    def renew(self, token: Token, when: float, off_sale: str = "") -> None:
+    def renew(self, token: Token, when: float, hindrance: str = "") -> None:
         """Go to the time when a token's renewal is due, or has been for long, and run all that is due, twice."""
         if (due := token.renewal_due) is None:
             return
+        if token.owner.active and hindrance == "broke":
+            self.spend_all(token.owner)
+        if token.owner.active and hindrance == "capped":
+            self.cap(token.owner, max(1, self.model.price(token.hours) - 1))
         self.clock_reaches(due + token.lead * when)
-        self.for_sale(token.hours, off_sale, False)
+        self.for_sale(token.hours, hindrance, False)
         self.renewals_ran()
-        self.for_sale(token.hours, off_sale, True)
-        self.did(f"renewal run: {token.paused or token.renewal}")
+        self.for_sale(token.hours, hindrance, True)
 
     def for_sale(self, hours: int, what: str, sold: bool) -> None:
         if what == "duration":
@@ -172,14 +229,18 @@ class Renewing(Giving):
     def an_end_is_crossed(self, which: int, used: float, noted: bool, revoked: int) -> None:
         """Or nearly; the take-over is written down then, or later; and one of the two may be revoked."""
         token: Token = self.one_of([token for token in self.model.tokens if token.successor], which)
+        self.cross(token, used)
+        if noted:
+            self.takeovers_are_noted()
+        if revoked < 2:
+            self.revoke(token if revoked or token.successor is None else token.successor)
+
+    def cross(self, token: Token, used: float) -> None:
+        """Go to where a part of the successor is used, or to shortly before it starts."""
         successor = token.successor
         assert successor is not None and successor.activated is not None
         unit = token.lead if used < 0 else timedelta(hours=successor.hours)
         self.clock_reaches(successor.activated + unit * used)
-        if noted:
-            self.takeovers_are_noted()
-        if revoked < 2:
-            self.revoke([successor, token][revoked])
 
     def takeovers_are_noted(self) -> None:
         """Twice; afterwards the rows say what the gateway knew."""
@@ -194,7 +255,12 @@ class Renewing(Giving):
         return hashlib.sha256(self.secrets[token].encode()).hexdigest()
 
     def digests(self) -> dict[str, Any]:
-        return {digest: pk for digest, pk in rows("SELECT digest, id FROM tokens_accesstoken")}
+        return dict(rows("SELECT digest, id FROM tokens_accesstoken"))
+
+    def teardown(self) -> None:
+        for (event, _person, _subject, reason), count in self.model.notices.items():
+            self.tally[f"{event}: {reason}" if reason else event] += count
+        super().teardown()
 
     def jobs_ran(self) -> None:
         super().jobs_ran()
