@@ -22,7 +22,7 @@ run: ## start everything on http://$HOST:$PORT (127.0.0.1:8000); Ctrl-C stops it
 
 test: ## the whole suite with coverage; ARGS="tests/wallet -x" narrows it
 	@$(BOOTSTRAP) requirements-dev.txt
-	$(VENV_PYTHON) -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
+	$(VENV_PYTHON) -m pytest -n 4 --cov --cov-report=term:skip-covered $(ARGS)
 
 test-long: ## the ledger against its model on new examples for LEDGER_SECONDS=420, from LEDGER_SEED or a random one
 	@$(BOOTSTRAP) requirements-dev.txt

@@ -182,7 +182,7 @@ class UserAdmin(DjangoUserAdmin[User]):
 class TierAdmin(admin.ModelAdmin[Tier]):
     """What tiers allow and cost. Another price touches no month that was paid; the next one costs it.
 
-    Limits of the API hold at the next request, those of the gateway when its cache has forgotten the old ones.
+    Limits hold at the next request.
     """
 
     list_display = (

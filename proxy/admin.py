@@ -1,4 +1,4 @@
-"""The gateway in the back office: sessions to look at; path rules and servers stand in modules of their own."""
+"""The gateway in the back office: sessions to look at; limits, path rules and servers stand in modules of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.translation import gettext_lazy as _
 
-from proxy import scope_admin, upstream_admin  # noqa: F401 - registers them
+from proxy import limits_admin, scope_admin, upstream_admin  # noqa: F401 - registers them
 from proxy.models import Session
 from zenzefi.lib.admin import ReadOnlyAdmin
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.conf import settings
 from django.utils import translation
@@ -13,12 +14,16 @@ from django.utils.translation import gettext, gettext_noop
 from django.utils.translation.trans_real import parse_accept_lang_header
 
 Header = tuple[bytes, bytes]
+#: Seconds a caller is asked to wait where nothing better is known.
+RETRY_AFTER = b"2"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int
     text: str
+    #: Seconds, of a 503.
+    retry_after: bytes = RETRY_AFTER
 
 
 ANSWERS = {
@@ -34,7 +39,11 @@ ANSWERS = {
     "path_ambiguous": Answer(400, gettext_noop("The path is ambiguous and this access token is restricted to paths.")),
     "scope_forbidden": Answer(403, gettext_noop("This access token does not open this path.")),
     "device_conflict": Answer(409, gettext_noop("Another device is using this access token.")),
+    "address_forbidden": Answer(403, gettext_noop("This access token may not be used from this address.")),
     "rate_limited": Answer(429, gettext_noop("Too many requests.")),
+    "concurrency_limited": Answer(429, gettext_noop("Too many requests of this access token at once.")),
+    "quota_exceeded": Answer(429, gettext_noop("The quota of this access token is used up.")),
+    "gateway_closed": Answer(503, gettext_noop("The gateway is closed for the moment. Please try again later."), b"30"),
     "method_not_allowed": Answer(405, gettext_noop("This method is not relayed.")),
     "request_timeout": Answer(408, gettext_noop("The request body did not arrive in time.")),
     "body_too_large": Answer(413, gettext_noop("The request body is too large.")),
@@ -53,8 +62,6 @@ ANSWERS = {
     "shutting_down": Answer(503, gettext_noop("The service is restarting. Please try again.")),
     "internal_error": Answer(500, gettext_noop("Something went wrong on our side.")),
 }
-#: Seconds a caller is asked to wait where nothing better is known.
-RETRY_AFTER = b"2"
 
 
 @functools.lru_cache(maxsize=256)
@@ -78,12 +85,19 @@ def _body_start(code: str, language: str) -> bytes:
 
 
 def build(
-    code: str, request_id: bytes, accept_language: bytes, extra: Sequence[Header] = ()
+    code: str,
+    request_id: bytes,
+    accept_language: bytes,
+    extra: Sequence[Header] = (),
+    details: Mapping[str, Any] | None = None,
 ) -> tuple[int, list[Header], bytes]:
-    """Return status, headers and body of one of our own answers, with the refusal's own headers."""
+    """Return status, headers and body of one of our own answers, with the refusal's own headers and details."""
     language = language_of(accept_language[:256])
     body = b'%b, "request_id": "%b"}' % (_body_start(code, language), request_id)
-    status = ANSWERS[code].status
+    if details:
+        body = b"%b, %b" % (body[:-1], json.dumps(details).encode()[1:])
+    answer = ANSWERS[code]
+    status = answer.status
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -100,6 +114,6 @@ def build(
         # The rest of the body would have to be read to tell where the next request begins.
         headers.append((b"connection", b"close"))
     elif status == 503 and not any(name == b"retry-after" for name, _ in extra):
-        headers.append((b"retry-after", RETRY_AFTER))
+        headers.append((b"retry-after", answer.retry_after))
     headers.extend(extra)
     return status, headers, body

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from django.utils.translation import gettext_lazy as _
 
 from zenzefi.lib.errors import Conflict, DomainError
@@ -18,10 +21,18 @@ class MalformedAnswer(Exception):
 class Refused(Exception):
     """The gateway answers by itself. ``code`` is one of ``proxy.answers.ANSWERS``."""
 
-    def __init__(self, code: str, *, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    def __init__(
+        self, code: str, *, headers: tuple[tuple[bytes, bytes], ...] = (), details: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(code)
         self.code = code
         self.headers = headers
+        #: What the body says beyond code and sentence.
+        self.details = details
+
+
+class UnknownLimit(ValueError):
+    """A limit was named that there is not."""
 
 
 class ReasonMissing(DomainError):

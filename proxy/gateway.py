@@ -12,8 +12,8 @@ import asyncio
 import gc
 import json
 import logging
-import math
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from random import getrandbits
 from time import monotonic, time
 from typing import Any
@@ -28,6 +28,7 @@ from proxy import answers, breaker, keys, metering, selectors, targets, upstream
 from proxy.cors import Cors
 from proxy.database import Database, DatabaseAway
 from proxy.exceptions import MalformedAnswer, MalformedRequest, Refused
+from proxy.gate import Gate
 from proxy.headers import (
     Forwarding,
     Incoming,
@@ -37,8 +38,11 @@ from proxy.headers import (
     read_answer,
     read_request,
 )
+from proxy.limit_answers import LimitHeaders
+from proxy.limits import NONE, Limits
 from proxy.metering import Meter
 from proxy.metrics import Metrics
+from proxy.pacing import Pace, Paces
 from proxy.pool import Pool, Target
 from proxy.probes import Prober
 from proxy.redis_link import RedisAway, RedisLink
@@ -50,6 +54,8 @@ from proxy.validation import (
     DEVICE_MALFORMED,
     DEVICE_MISSING,
     DEVICE_OK,
+    LOOK,
+    RECHECK,
     SCRIPTS,
     Decision,
     Outcome,
@@ -89,6 +95,10 @@ _REFUSALS = {
     Outcome.SCOPE_FORBIDDEN: "scope_forbidden",
     Outcome.DEVICE_CONFLICT: "device_conflict",
     Outcome.RATE_LIMITED: "rate_limited",
+    Outcome.GATEWAY_CLOSED: "gateway_closed",
+    Outcome.ADDRESS_FORBIDDEN: "address_forbidden",
+    Outcome.CONCURRENCY_LIMITED: "concurrency_limited",
+    Outcome.QUOTA_EXCEEDED: "quota_exceeded",
 }
 _EMPTY_END = {"type": "http.response.body", "body": b"", "more_body": False}
 
@@ -117,7 +127,9 @@ class Gateway:
         )
         self.registry = Registry()
         self.registry.on_expiry = self._on_expiry
-        self.validator = Validator(self.link, self.database)
+        self.validator = Validator(self.link, self.database, self.registry.count_of)
+        self.paces = Paces()
+        self.gate = Gate(self.database, self.registry)
         self.meter = Meter(self.link, self.database, self.registry)
         self.upstream = Pool(self.link, on_outage=self._note_outage)
         self._prober = Prober(self.upstream, self.link)
@@ -127,8 +139,7 @@ class Gateway:
         self._body_max = int(conf["body_max_bytes"])
         self._forwarding = Forwarding()
         self.cors = Cors(settings.CORS_ALLOWED_ORIGINS)
-        policy = settings.RATE_LIMITS["proxy"]
-        self._policy_header = (b"ratelimit-policy", f'"proxy";q={policy.limit};w={policy.seconds}'.encode())
+        self._limit_headers = LimitHeaders(settings.RATE_LIMITS["proxy"])
         self._access_log = logging.getLogger("proxy.access") if conf.get("access_log") else None
         # Digests of tokens admitted before: their shape need not be looked at again.
         self._well_formed: set[str] = set()
@@ -137,7 +148,9 @@ class Gateway:
         self._loading_rules = asyncio.Lock()
         self._background: set[asyncio.Task[Any]] = set()
         logging.getLogger("uvicorn.error").addFilter(_expected_hangups)
-        await asyncio.gather(self.link.start(), self._changes.start(), self._load_rules(), self._load_targets())
+        await asyncio.gather(
+            self.link.start(), self._changes.start(), self._load_rules(), self._load_targets(), self.gate.load()
+        )
         if self._specs is None:
             # PostgreSQL is away. Better these than none until it is asked again.
             await self.upstream.apply(targets.from_settings())
@@ -147,6 +160,7 @@ class Gateway:
             loop.create_task(self._ticking(), name="gateway-tick"),
             loop.create_task(self._every_second(), name="gateway-second"),
             loop.create_task(self._refresh_rules(), name="gateway-rules"),
+            loop.create_task(self.gate.keep_looking(self.link), name="gateway-gate"),
             loop.create_task(self._refresh_targets(), name="gateway-targets"),
             loop.create_task(self._prober.run(), name="gateway-prober"),
         ]
@@ -211,12 +225,17 @@ class Gateway:
     async def _look_after(self, exchange: Exchange) -> None:
         """Keep an open exchange's device claim alive; cut the exchange if its token may not be used any more."""
         try:
-            generation, taken = await self.validator.renew(exchange.digest, exchange.token_id, exchange.device)
-            if taken:
+            renewal = await self.validator.renew(exchange)
+            if renewal.closed:
+                exchange.interrupt("gateway_closed")
+            if renewal.taken:
                 exchange.interrupt("device_conflict")
-            if generation != exchange.generation:
+            if exchange.pace is not None:
+                exchange.pace.share(renewal.workers)
+            limits = exchange.limits
+            if renewal.generation != exchange.generation or limits.bytes_per_day or limits.bytes_per_month:
                 await self._recheck(exchange)
-                exchange.generation = generation
+                exchange.generation = renewal.generation
         except (RedisAway, ValidationAway):
             # Without Redis a stream is asked about in PostgreSQL, as far as new requests leave room.
             if self.validator.has_spare_questions():
@@ -226,7 +245,14 @@ class Gateway:
                     pass
 
     async def _recheck(self, exchange: Exchange) -> None:
-        decision = await self.validator.decide(exchange.digest, b"", DEVICE_OK, b"", admit=False)
+        decision = await self.validator.decide(
+            exchange.digest,
+            exchange.device,
+            DEVICE_OK,
+            self._open_scopes(exchange.below, exchange.method),
+            exchange.address,
+            mode=RECHECK,
+        )
         if decision.outcome != Outcome.OK:
             exchange.interrupt(_REFUSALS[Outcome(decision.outcome)])
             return
@@ -235,8 +261,11 @@ class Gateway:
                 # Its successor goes on with it; what passed so far belongs to the token that has ended.
                 self.meter.add(exchange)
                 exchange.token_id = decision.token_id
+                self._apply_limits(exchange, decision.limits)
             exchange.expires = decision.expires
         exchange.scope = decision.scope
+        if decision.limits != exchange.limits:
+            self._apply_limits(exchange, decision.limits)
         self._check_path(exchange)
 
     def _check_path(self, exchange: Exchange) -> None:
@@ -244,6 +273,30 @@ class Gateway:
         table = self._table
         if table is not None and not table.is_open(exchange.scope.decode("ascii"), exchange.below, exchange.method):
             exchange.interrupt("scope_forbidden")
+
+    def _apply_limits(self, exchange: Exchange, limits: Limits) -> None:
+        exchange.limits = limits
+        exchange.pace = self.paces.of(exchange.token_id, limits.bandwidth) if limits.bandwidth else None
+
+    def enter(self, exchange: Exchange, decision: Decision, below: bytes, method: str) -> None:
+        """Take down what was decided on, and what holds for the exchange while it lasts."""
+        exchange.scope, exchange.below, exchange.method = decision.scope, below, method
+        exchange.token_id = decision.token_id
+        exchange.user_id = decision.user_id
+        exchange.generation = decision.generation
+        exchange.expires = decision.expires
+        exchange.lease = decision.lease
+        if decision.limits is not NONE:
+            self._apply_limits(exchange, decision.limits)
+        self.registry.add(exchange)
+
+    def leave(self, exchange: Exchange) -> None:
+        """The exchange is over: free what it held, count what it moved."""
+        exchange.end()
+        self.registry.discard(exchange)
+        if exchange.limits is not NONE:
+            self.validator.give_back(exchange)
+        self.meter.add(exchange)
 
     def _on_expiry(self, exchange: Exchange) -> None:
         self.keep(asyncio.get_running_loop().create_task(self._go_on_or_end(exchange)))
@@ -259,6 +312,8 @@ class Gateway:
         loop = asyncio.get_running_loop()
         if text == keys.RULES_CHANGED:
             tasks = [loop.create_task(self._load_rules())]
+        elif text == keys.GATE_CHANGED:
+            tasks = [loop.create_task(self.gate.load())]
         elif text == keys.TARGETS_CHANGED:
             tasks = [loop.create_task(self._load_targets())]
         elif text == keys.UPSTREAM_CHANGED:
@@ -350,8 +405,15 @@ class Gateway:
         # "/api/v1/prox%79/": it decodes to ours, but the bytes would be matched and sent as something else.
         raise MalformedRequest("the path's prefix is encoded")
 
-    async def admit(self, found: Incoming, below: bytes, method: str) -> tuple[str, Decision]:
+    def _open_scopes(self, below: bytes, method: str) -> bytes | None:
+        """Return the restricted scopes that open a path, see :meth:`proxy.scopes.ScopeTable.scopes_of`."""
+        table = self._table
+        return b"" if table is None else table.scopes_of(below, method)
+
+    async def admit(self, found: Incoming, below: bytes, method: str, address: str) -> tuple[str, Decision]:
         """Return the token's digest and the decision that lets the request pass. Raises :class:`Refused`."""
+        if self.gate.closed:
+            raise Refused("gateway_closed")
         digest = self.digest_of(found)
         if found.device_seen == 1 and is_device_id(found.device):
             device_state = DEVICE_OK
@@ -359,10 +421,9 @@ class Gateway:
             device_state = DEVICE_MISSING
         else:
             device_state = DEVICE_MALFORMED
-        table = self._table
-        open_scopes = b"" if table is None else table.scopes_of(below, method)
+        open_scopes = self._open_scopes(below, method)
         try:
-            decision = await self.validator.decide(digest, found.device, device_state, open_scopes)
+            decision = await self.validator.decide(digest, found.device, device_state, open_scopes, address)
         except ValidationAway:
             raise Refused("service_unavailable") from None
         outcome = decision.outcome
@@ -372,13 +433,19 @@ class Gateway:
                     self._well_formed.clear()
                 self._well_formed.add(digest)
             return digest, decision
-        if outcome == Outcome.SCOPE_FORBIDDEN and table is None:
+        if outcome == Outcome.SCOPE_FORBIDDEN and self._table is None:
             # The rules were never read; that is our trouble, not the caller's.
             raise Refused("service_unavailable")
-        if outcome == Outcome.RATE_LIMITED:
-            seconds = str(max(1, math.ceil(decision.reset_ms / 1000))).encode()
-            raise Refused("rate_limited", headers=(*self.limit_headers(decision), (b"retry-after", seconds)))
-        raise Refused(_REFUSALS[Outcome(outcome)])
+        raise self._refusal(decision)
+
+    def _refusal(self, decision: Decision) -> Refused:
+        code = _REFUSALS[Outcome(decision.outcome)]
+        if decision.rule:
+            headers, details = self._limit_headers.of_refusal(decision)
+            return Refused(code, headers=headers, details=details)
+        if decision.outcome == Outcome.ADDRESS_FORBIDDEN:
+            return Refused(code, details={"rule": "allowed_ips"})
+        return Refused(code)
 
     def digest_of(self, found: Incoming) -> str:
         """Return the token's digest, after looking at its shape alone. Raises :class:`Refused`."""
@@ -391,10 +458,7 @@ class Gateway:
         return digest
 
     def limit_headers(self, decision: Decision) -> tuple[tuple[bytes, bytes], ...]:
-        if decision.remaining < 0:
-            return ()
-        reset = -(-decision.reset_ms // 1000) or 1
-        return (self._policy_header, (b"ratelimit", b'"proxy";r=%d;t=%d' % (decision.remaining, reset)))
+        return () if decision.remaining < 0 else self._limit_headers.of(decision)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = monotonic()
@@ -430,7 +494,9 @@ class Gateway:
                 code = "status"
                 await self._status(method, found, request_id, send)
                 return
-            digest, decision = await self.admit(found, below, method)
+            client = scope.get("client")
+            address, forwarding = self._forwarding.of(client[0] if client else "", scope["scheme"], found)
+            digest, decision = await self.admit(found, below, method, address)
         except Refused as refusal:
             code = refusal.code
             await self.refuse(send, refusal, found, request_id or new_request_id(), method)
@@ -450,23 +516,15 @@ class Gateway:
         task = asyncio.current_task(self._loop)
         assert task is not None
         exchange = Exchange(digest, found.device, task, receive)
-        exchange.scope, exchange.below, exchange.method = decision.scope, below, method
-        exchange.token_id = decision.token_id
-        exchange.user_id = decision.user_id
-        exchange.generation = decision.generation
-        exchange.expires = decision.expires
         exchange.user_agent = found.user_agent
-        client = scope.get("client")
-        exchange.address, forwarding = self._forwarding.of(client[0] if client else "", scope["scheme"], found)
+        exchange.address = address
+        self.enter(exchange, decision, below, method)
         relay = _Relay(self, scope, receive, send, found, below, decision, exchange, forwarding, request_id)
-        self.registry.add(exchange)
         outcome = "error"
         try:
             outcome = await relay.run()
         finally:
-            exchange.end()
-            self.registry.discard(exchange)
-            self.meter.add(exchange)
+            self.leave(exchange)
             self.metrics.relayed(outcome, exchange, relay.first_byte, started)
             if self._access_log is not None:
                 self._log(scope, outcome, exchange, started, request_id)
@@ -476,7 +534,7 @@ class Gateway:
     ) -> None:
         """Send one of our own answers."""
         language = found.accept_language if found is not None else b""
-        status, headers, body = answers.build(refusal.code, request_id, language, refusal.headers)
+        status, headers, body = answers.build(refusal.code, request_id, language, refusal.headers, refusal.details)
         if found is not None:
             if found.expects_continue:
                 # The client may or may not send the body it announced; only closing leaves no doubt.
@@ -490,13 +548,15 @@ class Gateway:
         """``GET /proxy/status``: about the token itself; claims nothing, counts nothing, starts nothing."""
         if method not in ("GET", "HEAD"):
             raise Refused("method_not_allowed", headers=_STATUS_ALLOWS)
+        if self.gate.closed:
+            raise Refused("gateway_closed")
         digest = self.digest_of(found)
         try:
-            decision = await self.validator.decide(digest, b"", DEVICE_OK, b"", admit=False)
+            decision = await self.validator.decide(digest, b"", DEVICE_OK, b"", mode=LOOK)
         except ValidationAway:
             raise Refused("service_unavailable") from None
         if decision.outcome != Outcome.OK:
-            raise Refused(_REFUSALS[Outcome(decision.outcome)])
+            raise self._refusal(decision)
         usage = await metering.live_usage(self.link, decision.token_id)
         expires = decision.expires
         body = json.dumps(
@@ -511,6 +571,7 @@ class Gateway:
                 "duration_hours": decision.duration // 3_600_000,
                 "time_remaining_seconds": max(0, int((expires - time() * 1000) // 1000)) if expires else None,
                 "scope": decision.scope.decode(),
+                "limits": self._limit_headers.shown(decision.limits),
                 "usage": usage,
             }
         ).encode()
@@ -669,7 +730,7 @@ class _Relay:
         chunk = b"" if without_body else protocol.read_body_nowait()
         start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
         # Our server writes the head together with a body that is there already.
-        if without_body or chunk or protocol.is_complete:
+        if without_body or ((chunk or protocol.is_complete) and exchange.pace is None):
             start[BODY_FOLLOWS] = True
         await send(start)
         if without_body:
@@ -788,6 +849,8 @@ class _Relay:
                     return
                 exchange.progress = monotonic()
                 if body := message["body"]:
+                    if exchange.pace is not None:
+                        body = await self._pace(exchange.pace, body, partial(self._pass_up, writer))
                     await writer.write(body)
                     exchange.bytes_in += len(body)
                     if exchange.bytes_in > self.gateway._body_max:
@@ -826,6 +889,10 @@ class _Relay:
                     raise _BrokenOff from None
                 exchange.progress = monotonic()
                 more = not protocol.is_complete
+            if exchange.pace is not None and chunk:
+                if not exchange.has_body:
+                    exchange.watch()
+                chunk = await self._pace(exchange.pace, chunk, self._pass_down)
             if not more:
                 # From here on the server's http.disconnect means the end of the exchange as well.
                 exchange.finishing = True
@@ -839,6 +906,26 @@ class _Relay:
             if not more:
                 return
             chunk = b""
+
+    async def _pace(self, pace: Pace, data: bytes, pass_on: Callable[[bytes], Awaitable[None]]) -> bytes:
+        """Pass data on piece by piece, each when its time has come; return the last one at its time."""
+        held = b""
+        for piece in pace.pieces(data):
+            if held:
+                await pass_on(held)
+            held = piece
+            await pace.take(len(piece))
+            # The deadlines are for peers that stall, not for what we hold back.
+            self.exchange.progress = monotonic()
+        return held
+
+    async def _pass_up(self, writer: StreamWriter, piece: bytes) -> None:
+        await writer.write(piece)
+        self.exchange.bytes_in += len(piece)
+
+    async def _pass_down(self, piece: bytes) -> None:
+        await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+        self.exchange.bytes_out += len(piece)
 
     def _release(self) -> None:
         """Give the connection back for the next request, if request and answer are both complete."""

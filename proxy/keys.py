@@ -9,8 +9,9 @@ TOMBSTONE_SECONDS = 3600
 #: Seconds that the live totals of a token are kept after its last use.
 USAGE_SECONDS = 45 * 86400
 
-#: On the channel of changes, beside digests: path rules changed.
+#: On the channel of changes, beside digests: path rules changed; the gateway was closed or opened.
 RULES_CHANGED = "rules"
+GATE_CHANGED = "gate"
 #: Servers were added, changed, drained or taken away.
 TARGETS_CHANGED = "targets"
 #: A circuit opened or closed.
@@ -29,8 +30,36 @@ def generation(digest: str) -> str:
     return f"{prefix()}gen:{digest}"
 
 
+def gate() -> str:
+    """There while the gateway is closed."""
+    return f"{prefix()}gate"
+
+
 def device(token_id: object) -> str:
+    """The device that holds a token with one seat."""
     return f"{prefix()}dev:{token_id}"
+
+
+def seats(token_id: object) -> str:
+    """The devices that hold a token with several seats, by when they were seen."""
+    return f"{prefix()}seat:{token_id}"
+
+
+def leases(token_id: object) -> str:
+    return f"{prefix()}lease:{token_id}"
+
+
+def pacers(token_id: object) -> str:
+    """The workers that slow a token's streams down, by when they last did."""
+    return f"{prefix()}pace:{token_id}"
+
+
+def day_usage(token_id: object, day: int) -> str:
+    return f"{prefix()}day:{token_id}:{day}"
+
+
+def month_usage(token_id: object, month: int) -> str:
+    return f"{prefix()}month:{token_id}:{month}"
 
 
 def usage(token_id: object) -> str:

@@ -7,6 +7,7 @@ counts stay in memory; at shutdown without Redis they go straight to PostgreSQL.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from time import time
@@ -15,15 +16,18 @@ from uuid import UUID, uuid4
 
 from proxy import keys, services
 from proxy.database import Database, DatabaseAway
+from proxy.limits import day_number, month_number
 from proxy.redis_link import RedisAway, RedisLink
 from proxy.streams import Exchange, Registry
 from proxy.validation import FLUSH
+from zenzefi.lib import clock
 
 logger = logging.getLogger(__name__)
 
 #: Rows of one batch: bounds the size of one write to Redis.
-BATCH_ROWS = 2000
+BATCH_ROWS = 500
 _USER_AGENT_BYTES = 255
+_COUNTED = ("requests", "bytes_in", "bytes_out")
 
 
 class Meter:
@@ -135,13 +139,25 @@ class Meter:
             self._unsent = None
 
 
-async def live_usage(link: RedisLink, token_id: bytes) -> dict[str, int] | None:
-    """Return a token's requests, bytes_in and bytes_out so far; ``None`` when Redis does not know."""
+async def live_usage(link: RedisLink, token_id: bytes) -> dict[str, Any] | None:
+    """Return a token's requests, bytes_in and bytes_out so far, today and this month (UTC).
+
+    ``None`` when Redis does not know.
+    """
     if not link.up:
         return None
+    name, now = token_id.decode(), clock.now()
+    names = (
+        keys.usage(name),
+        keys.day_usage(name, day_number(now)),
+        keys.month_usage(name, month_number(now)),
+    )
     try:
-        flat = await link.call(b"HGETALL", keys.usage(token_id.decode()))
+        ever, today, this_month = await asyncio.gather(*(link.call(b"HMGET", key, *_COUNTED) for key in names))
     except RedisAway:
         return None
-    pairs = dict(zip(flat[::2], flat[1::2], strict=True))
-    return {name: int(pairs.get(name.encode(), 0)) for name in ("requests", "bytes_in", "bytes_out")}
+    return {**_counts(ever), "today": _counts(today), "this_month": _counts(this_month)}
+
+
+def _counts(values: list[bytes | None]) -> dict[str, int]:
+    return {field: int(value or 0) for field, value in zip(_COUNTED, values, strict=True)}

@@ -15,7 +15,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.dispatch import receiver
 
 from accounts.signals import user_access_changed
-from proxy import services
+from proxy import administration, services
 from proxy.models import ScopeRule, UpstreamTarget
 from tokens import selectors as tokens_selectors
 from tokens.signals import credentials_changed, device_released
@@ -41,13 +41,26 @@ def evict_tokens_of_user(sender: Any, *, user_id: uuid.UUID, **_: Any) -> None:
 
 
 @receiver(device_released)
-def free_device(sender: Any, *, token_id: uuid.UUID, **_: Any) -> None:
+def free_device(sender: Any, *, token_id: uuid.UUID, device_id: str = "", **_: Any) -> None:
     try:
-        services.release_claim(token_id=token_id)
+        services.release_claim(token_id=token_id, device_id=device_id)
     except redis.exceptions.RedisError as exc:
         # Nothing repeats this one: the claim then ends by itself when it has been idle.
         logger.warning("The device of token %s could not be released: %s", token_id, exc)
-    services.end_sessions_of_released_device(token_id=token_id)
+    services.end_sessions_of_released_device(token_id=token_id, device_id=device_id)
+
+
+@receiver(post_save, sender="tokens.AccessToken")
+def carry_limits_over(sender: Any, *, instance: Any, created: bool, **_: Any) -> None:
+    # In the transaction that sells the successor, so that it never lets in more than the token it renews.
+    if created and instance.predecessor_id is not None:
+        administration.carry_limits_over(predecessor_id=instance.predecessor_id, successor_id=instance.pk)
+
+
+@receiver(post_save, sender="accounts.Tier")
+def evict_tokens_of_tier(sender: Any, *, instance: Any, created: bool, **_: Any) -> None:
+    if not created:
+        administration.evict_tier_after_commit(tier=instance.pk)
 
 
 @receiver(post_save, sender=ScopeRule)

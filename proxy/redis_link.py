@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import re
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ from redis.connection import parse_url
 logger = logging.getLogger(__name__)
 
 _LUA = Path(__file__).parent / "lua"
+_INCLUDE = re.compile(r"^ *-- include (\w+)\n", re.MULTILINE)
 _INCOMPLETE = object()
 
 
@@ -31,12 +33,13 @@ class RedisAway(Exception):
 
 
 class Script:
-    """A Lua script of this package, with its packed call prefix."""
+    """A Lua script of this package, with its hash. A line ``-- include NAME`` stands for another file of the folder."""
 
     __slots__ = ("sha", "source")
 
     def __init__(self, name: str) -> None:
-        self.source = (_LUA / f"{name}.lua").read_bytes()
+        source = (_LUA / f"{name}.lua").read_text()
+        self.source = _INCLUDE.sub(lambda line: (_LUA / f"{line[1]}.lua").read_text(), source).encode()
         self.sha: str = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
@@ -162,6 +165,12 @@ class RedisLink:
             raise RedisAway("not connected")
         return self._wire.call(packed)
 
+    def tell(self, *command: Any) -> None:
+        """Send one command whose answer nobody waits for; lost without a word while Redis is away."""
+        wire = self._wire
+        if wire is not None:
+            wire.call(hiredis.pack_command(command)).add_done_callback(_looked_at)
+
     async def run(self, script: Script, keys: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
         """Run a script. Raises :class:`RedisAway` when Redis cannot serve it now, whatever the reason."""
         packed = hiredis.pack_command((b"EVALSHA", script.sha, len(keys), *keys, *arguments))
@@ -255,3 +264,9 @@ class RedisLink:
     def _push(self, reply: list[Any]) -> None:
         if self._on_message is not None:
             self._on_message(reply[2])
+
+
+def _looked_at(future: asyncio.Future[Any]) -> None:
+    """Take note of an answer that nobody waits for; the loop would complain about its exception otherwise."""
+    if not future.cancelled() and (error := future.exception()) is not None:
+        logger.debug("Redis did not take a message: %s", error)

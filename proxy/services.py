@@ -16,7 +16,8 @@ from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 
 from proxy import keys
-from proxy.models import MeterBatch, Session
+from proxy.models import MeterBatch, Session, TokenLimits
+from proxy.quotas import count_usage
 from proxy.redis_link import Script
 from tokens import selectors as tokens_selectors
 from tokens import services as tokens_services
@@ -64,9 +65,12 @@ def evict_credentials(*, digests: Iterable[str], revoked: bool) -> int:
     return len(todo)
 
 
-def release_claim(*, token_id: uuid.UUID) -> None:
-    """Let the next device that comes have the token. Raises :class:`redis.exceptions.RedisError`."""
-    redis_client.client().delete(keys.device(token_id))
+def release_claim(*, token_id: uuid.UUID, device_id: str = "") -> None:
+    """Let the next device that comes have the seat of one device, or of all.
+
+    Raises :class:`redis.exceptions.RedisError`.
+    """
+    _run("release", [keys.device(token_id), keys.seats(token_id)], [device_id])
 
 
 def evict_recent_changes(*, since: timedelta) -> int:
@@ -81,6 +85,7 @@ def evict_recent_changes(*, since: timedelta) -> int:
     users = get_user_model()._default_manager.filter(updated_at__gte=moment).values_list("pk", flat=True)
     for user_id in users:
         again += [digest for _token_id, digest in tokens_selectors.digests_of_user(user_id)]
+    again += TokenLimits.objects.filter(updated_at__gte=moment).values_list("token__digest", flat=True)
     return evict_credentials(digests=again, revoked=False) + len(changed)
 
 
@@ -211,6 +216,7 @@ def apply_batches(batches: Sequence[tuple[uuid.UUID, Sequence[MeterRow]]]) -> in
             tokens, _users, devices, addresses, agents, requests, bytes_in, bytes_out, first, last = columns
             firsts = [_moment(value) for value in first]
             lasts = [_moment(value) for value in last]
+            count_usage(batches=fresh)
             with connection.cursor() as cursor:
                 cursor.execute(_CLOSE_STALE, [tokens, devices, firsts, settings.SESSION_IDLE_SECONDS])
                 cursor.execute(_ADD, [tokens, devices, addresses, agents, requests, bytes_in, bytes_out, firsts, lasts])
@@ -248,9 +254,11 @@ def forget_old_batches(*, older_than: timedelta) -> int:
 # --- sessions
 
 
-def end_sessions_of_released_device(*, token_id: uuid.UUID) -> int:
-    """End a token's sessions because its device was released. Returns how many."""
+def end_sessions_of_released_device(*, token_id: uuid.UUID, device_id: str = "") -> int:
+    """End a token's sessions because this device, or all, were released. Returns how many."""
     opened = Session.objects.open().filter(token_id=token_id)
+    if device_id:
+        opened = opened.filter(device_id=device_id)
     return opened.update(ended_at=clock.now(), ended_reason=Session.EndedReason.DEVICE_RELEASED)
 
 

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
+from proxy.limits import NONE
+from proxy.pacing import Pace
+
 if TYPE_CHECKING:
     from proxy.pool import Target
 
@@ -46,6 +49,11 @@ class Exchange:
     has_body = awaiting_client = is_event_stream = is_websocket = False
     reason: str | None = None
     watcher: asyncio.Task[None] | None = None
+    limits = NONE
+    #: Counts against the token's requests at once; empty where nothing limits them.
+    lease = b""
+    #: What slows the streams of this token down, if anything does.
+    pace: Pace | None = None
     #: The server it was given to.
     target: Target | None = None
     #: What was decided on: the token's scope, the raw path below the prefix, the method.
@@ -125,6 +133,10 @@ class Registry:
             await asyncio.wait_for(self._empty.wait(), seconds)
         except TimeoutError:
             pass
+
+    def count_of(self, token_id: bytes) -> int:
+        """Return how many exchanges of a token run. Looks at all of them."""
+        return sum(exchange.token_id == token_id for exchange in self._open)
 
     def of_digest(self, digest: str) -> list[Exchange]:
         return [exchange for exchange in self._open if exchange.digest == digest]

@@ -10,7 +10,7 @@ from celery import shared_task
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
 
-from proxy import services
+from proxy import administration, services
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ SCHEDULE = {
     "proxy-flush-metering": {"task": "proxy.tasks.flush_metering", "schedule": 3.0, "options": {"expires": 10}},
     "proxy-store-activations": {"task": "proxy.tasks.store_activations", "schedule": 5.0, "options": {"expires": 10}},
     "proxy-re-evict-recent": {"task": "proxy.tasks.re_evict_recent", "schedule": 15.0, "options": {"expires": 30}},
+    "proxy-publish-switch": {"task": "proxy.tasks.publish_switch", "schedule": 15.0, "options": {"expires": 30}},
     "proxy-close-sessions": {"task": "proxy.tasks.close_sessions", "schedule": 30.0, "options": {"expires": 60}},
     "proxy-forget-batches": {"task": "proxy.tasks.forget_batches", "schedule": 3600.0},
 }
@@ -59,6 +60,15 @@ def re_evict_recent() -> int:
     except _AWAY as exc:
         logger.warning("Evictions wait: %s", exc)
         return 0
+
+
+@shared_task
+def publish_switch() -> None:
+    """Have Redis know whether the gateway is closed, whatever it forgot."""
+    try:
+        administration.publish_switch()
+    except _AWAY as exc:
+        logger.warning("The gateway's switch waits: %s", exc)
 
 
 @shared_task

@@ -6,29 +6,44 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
 from time import monotonic, time
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 from django.conf import settings
 
-from proxy import keys
+from proxy import keys, selectors
 from proxy.database import Database, DatabaseAway
+from proxy.limits import (
+    NONE,
+    QUOTAS,
+    Limits,
+    address_key,
+    day_number,
+    is_inside,
+    month_number,
+    network_ranges,
+    unpack,
+)
 from proxy.redis_link import RedisAway, RedisLink, Script
 from proxy.scopes import FULL
-from tokens import selectors as tokens_selectors
+from proxy.selectors import Admission
+from proxy.streams import Exchange
 from tokens import services as tokens_services
 from tokens.exceptions import TokenNotUsable
-from tokens.selectors import Credential, Successor
+from tokens.selectors import Successor
+from zenzefi.lib import clock
+from zenzefi.settings.env import RatePolicy
 
 logger = logging.getLogger(__name__)
 
 
 class Outcome(IntEnum):
-    """What ``lua/decide.lua`` answers, in the order of the questions."""
+    """What ``lua/decide.lua`` answers."""
 
     OK = 0
     MISS = 1
@@ -42,6 +57,10 @@ class Outcome(IntEnum):
     SCOPE_FORBIDDEN = 9
     DEVICE_CONFLICT = 10
     RATE_LIMITED = 11
+    GATEWAY_CLOSED = 12
+    ADDRESS_FORBIDDEN = 13
+    CONCURRENCY_LIMITED = 14
+    QUOTA_EXCEEDED = 15
     #: Asked together with :attr:`REVOKED`.
     HELD = 20
 
@@ -50,6 +69,11 @@ class Outcome(IntEnum):
 REFUSED_CREDENTIALS = frozenset(
     {Outcome.UNKNOWN, Outcome.REVOKED, Outcome.HELD, Outcome.EXPIRED, Outcome.OWNER_DISABLED}
 )
+
+#: What is asked: whether a request is admitted, what the token is, whether an open exchange may go on.
+ADMIT, LOOK, RECHECK = b"1", b"0", b"2"
+#: How the lease of an exchange begins that only this process knows of.
+LOCAL_LEASE = b"local"
 
 DEVICE_OK, DEVICE_MISSING, DEVICE_MALFORMED = b"0", b"1", b"2"
 
@@ -82,6 +106,14 @@ class Decision:
     #: Requests left in the window; -1 where no limit applies.
     remaining: int = -1
     reset_ms: int = 0
+    limits: Limits = NONE
+    #: Counts against the token's requests at once until it is given back; empty where nothing limits them.
+    lease: bytes = b""
+    #: What refused: a name of :data:`proxy.limits.QUOTAS`, ``rate`` or ``concurrency``, and its value.
+    rule: str = ""
+    limit: int = 0
+    #: Seconds, of a rate.
+    window: int = 0
 
 
 def milliseconds(moment: datetime | None) -> int:
@@ -104,11 +136,12 @@ def _packed(successor: Successor | None) -> str:
 class Validator:
     """One worker's view of who may pass."""
 
-    def __init__(self, link: RedisLink, database: Database) -> None:
+    def __init__(self, link: RedisLink, database: Database, open_of: Callable[[bytes], int]) -> None:
+        """``open_of`` counts the open exchanges of a token in this process."""
         self._link = link
         self._database = database
         self._fills: dict[str, asyncio.Task[None]] = {}
-        self._fallback = Fallback(database)
+        self._fallback = Fallback(database, open_of)
         policy = settings.RATE_LIMITS["proxy"]
         self._limit = str(policy.limit).encode()
         self._window = str(policy.seconds * 1000).encode()
@@ -117,19 +150,30 @@ class Validator:
         self._credential = keys.credential("").encode()
         self._generation = keys.generation("").encode()
         self._pending = keys.pending_activations().encode()
+        self._gate = keys.gate().encode()
+        self._lease = str(round(settings.GATEWAY["lease_seconds"] * 1000)).encode()
+        #: This process, to those that pace the same token.
+        self._name = uuid4().hex[:16].encode()
         #: Of validations answered so far: by Redis, after a fill from PostgreSQL, without Redis.
         self.answered = {"redis": 0, "postgresql": 0, "fallback": 0}
 
     async def decide(
-        self, digest: str, device: bytes, device_state: bytes, open_scopes: bytes | None, *, admit: bool = True
+        self,
+        digest: str,
+        device: bytes,
+        device_state: bytes,
+        open_scopes: bytes | None,
+        address: str = "",
+        *,
+        mode: bytes = ADMIT,
     ) -> Decision:
-        """Decide on one request; with ``admit=False`` look at the credentials only and change nothing.
+        """Decide on one request; ``LOOK`` looks at the credentials only, ``RECHECK`` whether it may go on.
 
-        ``open_scopes`` are the restricted scopes that open the path as ``,a,b,``; ``None`` when it is ambiguous.
-        Raises :class:`ValidationAway`.
+        Only ``ADMIT`` claims and counts. ``open_scopes`` are the restricted scopes that open the path as ``,a,b,``;
+        ``None`` when it is ambiguous. Raises :class:`ValidationAway`.
         """
         key = digest.encode()
-        names = (self._credential + key, self._generation + key)
+        names = (self._credential + key, self._generation + key, self._gate)
         arguments = (
             device,
             device_state,
@@ -138,7 +182,9 @@ class Validator:
             self._window,
             self._idle,
             self._prefix,
-            b"1" if admit else b"0",
+            mode,
+            address_key(address),
+            self._lease,
         )
         layer = "redis"
         for _ in range(5):
@@ -151,9 +197,9 @@ class Validator:
             outcome = reply[0]
             if outcome != 1:
                 self.answered[layer] += 1
-                if len(reply) == 11:
-                    return Decision(
-                        outcome,
+                if outcome == 0:
+                    decision = Decision(
+                        0,
                         reply[1],
                         reply[3],
                         reply[4],
@@ -164,7 +210,15 @@ class Validator:
                         reply[9],
                         reply[10],
                     )
-                return Decision(outcome, reply[1], *reply[3:5])
+                    if len(reply) > 11:
+                        decision.limits = unpack(reply[11], reply[12])
+                        decision.lease = reply[13]
+                    return decision
+                decision = Decision(outcome, reply[1], *reply[3:5])
+                if len(reply) > 5:
+                    decision.rule, decision.limit, decision.reset_ms = reply[5].decode(), reply[6], reply[7]
+                    decision.window = reply[8] // 1000 if len(reply) > 8 else 0
+                return decision
             layer = "postgresql"
             try:
                 await self._fill_once(digest, reply[1])
@@ -173,7 +227,7 @@ class Validator:
             except DatabaseAway as exc:
                 raise ValidationAway from exc
         self.answered["fallback"] += 1
-        return await self._fallback.decide(digest, device, device_state, open_scopes, admit=admit)
+        return await self._fallback.decide(digest, device, device_state, open_scopes, address, mode=mode)
 
     async def _fill_once(self, digest: str, generation: bytes) -> None:
         """Read the credential once, however many requests wait for it.
@@ -193,19 +247,20 @@ class Validator:
             task.exception()
 
     async def _fill(self, digest: str, generation: bytes) -> None:
-        found = await self._database.run(tokens_selectors.credential_by_digest, digest)
+        admission = await self._database.run(selectors.admission_by_digest, digest)
         key = digest.encode()
         names = (self._credential + key, self._generation + key, self._pending)
         conf = settings.GATEWAY
-        if found is None:
+        if admission is None:
             await self._link.run(FILL, names, (generation, conf["negative_cache_seconds"] * 1000, b"u"))
             return
+        found, limits = admission.credential, admission.limits
         if found.revoked or found.held:
             kind = b"r" if found.revoked else b"h"
             await self._link.run(FILL, names, (generation, conf["cache_seconds"] * 1000, kind))
             return
         claimed_for = 0
-        if found.device_id and found.device_seen_at is not None:
+        if found.device_id and found.device_seen_at is not None and limits.seats == 1:
             idle = time() - found.device_seen_at.timestamp()
             claimed_for = max(0, round((settings.DEVICE_IDLE_SECONDS - idle) * 1000))
         await self._link.run(
@@ -222,13 +277,29 @@ class Validator:
                 milliseconds(found.activated_at) or b"",
                 milliseconds(found.expires_at) or b"",
                 int(found.owner_active),
-                int(found.owner_is_superuser),
+                int(found.owner_is_superuser) + (2 if limits != NONE else 0),
                 self._prefix,
                 found.device_id,
                 claimed_for,
                 _packed(found.successor),
+                *(self._rules_of(admission) if limits != NONE else ()),
             ),
         )
+
+    def _rules_of(self, admission: Admission) -> Iterator[Any]:
+        """Yield what ``lua/fill.lua`` takes for a token with rules of its own."""
+        limits, token_id = admission.limits, admission.credential.token_id
+        yield from (limits.rate or b"", limits.pack(), network_ranges(limits.networks), self._idle)
+        yield len(admission.devices)
+        for device, seen_at in admission.devices:
+            yield from (device, milliseconds(seen_at))
+        if admission.today is not None and admission.this_month is not None:
+            now = clock.now()
+            for name, usage in (
+                (keys.day_usage(token_id, day_number(now)), admission.today),
+                (keys.month_usage(token_id, month_number(now)), admission.this_month),
+            ):
+                yield from (name, usage.requests, usage.bytes_in, usage.bytes_out)
 
     async def activate(self, digest: str, decision: Decision) -> bool:
         """Start the token's clock unless it runs; fills in ``activated`` and ``expires`` of the decision.
@@ -288,19 +359,66 @@ class Validator:
         """Whether PostgreSQL may be asked about more than new requests while Redis is away."""
         return self._fallback.has_spare()
 
-    async def renew(self, digest: str, token_id: bytes, device: bytes) -> tuple[bytes, bool]:
-        """Keep an open stream's claim alive. Returns the credential's generation and whether another device
-        holds the token now. Raises :class:`RedisAway`.
-        """
-        generation, taken = await self._link.run(
-            RENEW, (self._generation + digest.encode(), self._prefix + b"dev:" + token_id), (device, self._idle)
+    async def renew(self, exchange: Exchange) -> Renewal:
+        """Keep an open exchange's claim and lease alive. Raises :class:`RedisAway`."""
+        prefix, token_id, limits = self._prefix, exchange.token_id, exchange.limits
+        claim = b"dev:" if limits.seats == 1 else b"seat:"
+        if exchange.lease.startswith(LOCAL_LEASE):
+            # Admitted while Redis was away, which knows of it from now on.
+            exchange.lease = b"%d" % (time() * 1_000_000)
+        reply = await self._link.run(
+            RENEW,
+            (
+                self._generation + exchange.digest.encode(),
+                self._gate,
+                prefix + claim + token_id,
+                prefix + b"lease:" + token_id,
+                prefix + b"pace:" + token_id,
+            ),
+            (
+                exchange.device,
+                self._idle,
+                limits.seats,
+                b"" if exchange.ended else exchange.lease,
+                self._lease,
+                self._name if limits.bandwidth else b"",
+            ),
         )
-        return generation, bool(taken)
+        return Renewal(reply[0], bool(reply[1]), bool(reply[2]), reply[3])
+
+    def give_back(self, exchange: Exchange) -> None:
+        """Free what an exchange held, without waiting. What Redis does not hear of ends by itself.
+
+        A request that did not reach the upstream is given back to the quotas, too.
+        """
+        if not self._link.up:
+            return
+        token_id = exchange.token_id
+        if exchange.lease and not exchange.lease.startswith(LOCAL_LEASE):
+            self._link.tell(b"ZREM", self._prefix + b"lease:" + token_id, exchange.lease)
+        limits = exchange.limits
+        if not exchange.reached and (limits.requests_per_day or limits.requests_per_month):
+            now = clock.now()
+            self._link.tell(b"HINCRBY", b"%bday:%b:%d" % (self._prefix, token_id, day_number(now)), b"admitted", -1)
+            self._link.tell(b"HINCRBY", b"%bmonth:%b:%d" % (self._prefix, token_id, month_number(now)), b"admitted", -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What an open exchange must know each second."""
+
+    #: The credential's generation.
+    generation: bytes
+    #: Other devices hold the token now.
+    taken: bool
+    closed: bool
+    #: Processes that slow this token's streams down, this one included.
+    workers: int
 
 
 @dataclass(slots=True)
 class _Remembered:
-    credential: Credential | None
+    admission: Admission | None
     until: float
 
 
@@ -308,16 +426,19 @@ class Fallback:
     """Decisions without Redis: PostgreSQL, sparingly, and a memory of a second or two.
 
     ``fallback_rate`` bounds the questions to PostgreSQL per second and process, so that an outage of Redis does
-    not become one of PostgreSQL. Limits are kept per process, devices in PostgreSQL.
+    not become one of PostgreSQL. Rates, requests at once and devices beyond the first are kept per process, the
+    first device in PostgreSQL; quotas are what PostgreSQL has counted so far.
     """
 
     #: Seconds. A revocation elsewhere is noticed after at most this long.
     REMEMBER = 1.0
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, open_of: Callable[[bytes], int]) -> None:
         self._database = database
+        self._open_of = open_of
         self._known: dict[str, _Remembered] = {}
         self._claims: dict[UUID, tuple[str, float]] = {}
+        self._seats: dict[UUID, dict[str, float]] = {}
         self._windows: dict[UUID, deque[float]] = {}
         self._budget = float(settings.GATEWAY["fallback_rate"])
         self._budget_at = monotonic()
@@ -341,28 +462,36 @@ class Fallback:
             raise ValidationAway
         self._budget -= 1
 
-    async def _credential(self, digest: str) -> Credential | None:
+    async def _admission(self, digest: str) -> Admission | None:
         known = self._known.get(digest)
         now = monotonic()
         if known is not None and known.until > now:
-            return known.credential
+            return known.admission
         self._spend()
         try:
-            credential = await self._database.run(tokens_selectors.credential_by_digest, digest)
+            admission = await self._database.run(selectors.admission_by_digest, digest)
         except DatabaseAway as exc:
             raise ValidationAway from exc
         if len(self._known) >= 10_000:
             self._known.clear()
-        self._known[digest] = _Remembered(credential, monotonic() + self.REMEMBER)
-        return credential
+        self._known[digest] = _Remembered(admission, monotonic() + self.REMEMBER)
+        return admission
 
     async def decide(
-        self, digest: str, device: bytes, device_state: bytes, open_scopes: bytes | None, *, admit: bool
+        self,
+        digest: str,
+        device: bytes,
+        device_state: bytes,
+        open_scopes: bytes | None,
+        address: str,
+        *,
+        mode: bytes,
     ) -> Decision:
         """As :meth:`Validator.decide`, in the same order."""
-        found = await self._credential(digest)
-        if found is None:
+        admission = await self._admission(digest)
+        if admission is None:
             return Decision(Outcome.UNKNOWN)
+        found, limits = admission.credential, admission.limits
         if found.revoked:
             return Decision(Outcome.REVOKED)
         if found.held:
@@ -379,31 +508,71 @@ class Fallback:
             milliseconds(meant.activated_at),
             milliseconds(meant.expires_at),
             meant.duration_seconds * 1000,
+            limits=limits,
         )
         if decision.expires and now >= decision.expires:
             decision.outcome = Outcome.EXPIRED
         elif not found.owner_active:
             decision.outcome = Outcome.OWNER_DISABLED
-        elif not admit:
+        elif mode == LOOK:
             pass
-        elif device_state == DEVICE_MISSING:
+        elif mode == ADMIT and device_state == DEVICE_MISSING:
             decision.outcome = Outcome.DEVICE_MISSING
-        elif device_state == DEVICE_MALFORMED:
+        elif mode == ADMIT and device_state == DEVICE_MALFORMED:
             decision.outcome = Outcome.DEVICE_MALFORMED
+        elif not is_inside(address, limits.networks):
+            decision.outcome = Outcome.ADDRESS_FORBIDDEN
         elif meant.scope != FULL and open_scopes is None:
             decision.outcome = Outcome.PATH_AMBIGUOUS
         elif meant.scope != FULL and b"," + decision.scope + b"," not in (open_scopes or b""):
             decision.outcome = Outcome.SCOPE_FORBIDDEN
-        elif not await self._claim_all({found.token_id, meant.token_id}, device.decode("ascii")):
+        elif mode == RECHECK:
+            self._measure(admission, decision, quotas=("bytes_per_day", "bytes_per_month"))
+        elif not await self._claim_all(found.token_id, meant.token_id, device.decode("ascii"), limits.seats):
             decision.outcome = Outcome.DEVICE_CONFLICT
         elif not found.owner_is_superuser:
-            self._count(meant.token_id, decision)
+            self._measure(admission, decision, quotas=QUOTAS)
+            if decision.outcome == Outcome.OK and limits.concurrency:
+                decision.lease = LOCAL_LEASE
+                if self._open_of(decision.token_id) >= limits.concurrency:
+                    decision.outcome, decision.rule = Outcome.CONCURRENCY_LIMITED, "concurrency"
+                    decision.limit, decision.reset_ms = limits.concurrency, 1000
+            if decision.outcome == Outcome.OK:
+                self._count(meant.token_id, decision)
         return decision
 
-    async def _claim_all(self, token_ids: Iterable[UUID], device: str) -> bool:
+    @staticmethod
+    def _measure(admission: Admission, decision: Decision, *, quotas: Iterable[str]) -> None:
+        """Refuse when PostgreSQL has counted as much as a quota allows."""
+        for rule in quotas:
+            limit = getattr(admission.limits, rule)
+            usage = admission.today if rule.endswith("_day") else admission.this_month
+            if not limit or usage is None:
+                continue
+            used = usage.requests if rule.startswith("requests") else usage.bytes_in + usage.bytes_out
+            if used >= limit:
+                decision.outcome, decision.rule, decision.limit = Outcome.QUOTA_EXCEEDED, rule, limit
+                return
+
+    def _sit_down(self, token_id: UUID, device: str, seats: int) -> bool:
+        if len(self._seats) >= 10_000:
+            self._seats.clear()
+        now = monotonic()
+        taken = self._seats.setdefault(token_id, {})
+        for other, seen in list(taken.items()):
+            if now - seen >= settings.DEVICE_IDLE_SECONDS:
+                del taken[other]
+        if device not in taken and len(taken) >= seats:
+            return False
+        taken[device] = now
+        return True
+
+    async def _claim_all(self, token_id: UUID, meant_id: UUID, device: str, seats: int) -> bool:
         """Claim a token, and the one that it renews: whoever held that must have been idle for the other, too."""
-        for token_id in token_ids:
-            if not await self._claim(token_id, device):
+        if seats > 1:
+            return self._sit_down(token_id, device, seats)
+        for one in {token_id, meant_id}:
+            if not await self._claim(one, device):
                 return False
         return True
 
@@ -428,7 +597,8 @@ class Fallback:
         return won
 
     def _count(self, token_id: UUID, decision: Decision) -> None:
-        policy = settings.RATE_LIMITS["proxy"]
+        own = decision.limits.rate
+        policy = RatePolicy(own, 60) if own else settings.RATE_LIMITS["proxy"]
         if len(self._windows) >= 10_000:
             self._windows.clear()
         window = self._windows.setdefault(token_id, deque())
@@ -436,8 +606,8 @@ class Fallback:
         while window and now - window[0] >= policy.seconds:
             window.popleft()
         if len(window) >= policy.limit:
-            decision.outcome = Outcome.RATE_LIMITED
-            decision.remaining = 0
+            decision.outcome, decision.rule, decision.limit = Outcome.RATE_LIMITED, "rate", policy.limit
+            decision.window = policy.seconds
         else:
             window.append(now)
             decision.remaining = policy.limit - len(window)

@@ -56,7 +56,11 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
         except MalformedRequest as exc:
             logger.info("Malformed handshake: %s", exc)
             raise Refused("bad_request") from None
-        digest, decision = await gateway.admit(found, below, "GET")
+        client = scope.get("client")
+        address, forwarding = gateway._forwarding.of(
+            client[0] if client else "", "https" if scope["scheme"] == "wss" else "http", found
+        )
+        digest, decision = await gateway.admit(found, below, "GET", address)
     except Refused as refusal:
         gateway.metrics.refused(refusal.code)
         await receive()
@@ -66,18 +70,12 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
     task = asyncio.current_task()
     assert task is not None
     exchange = Exchange(digest, found.device, task, receive)
-    exchange.token_id, exchange.user_id = decision.token_id, decision.user_id
-    exchange.generation, exchange.expires = decision.generation, decision.expires
-    exchange.scope, exchange.below, exchange.method = decision.scope, below, "GET"
     exchange.user_agent = found.user_agent
     exchange.is_websocket = True
     exchange.phase = STREAMING
     started = exchange.started
-    client = scope.get("client")
-    exchange.address, forwarding = gateway._forwarding.of(
-        client[0] if client else "", "https" if scope["scheme"] == "wss" else "http", found
-    )
-    gateway.registry.add(exchange)
+    exchange.address = address
+    gateway.enter(exchange, decision, below, "GET")
     outcome = "error"
     peer: aiohttp.ClientWebSocketResponse | None = None
     accepted = False
@@ -111,13 +109,11 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
         else:
             await _refuse(scope, send, Refused(outcome), found, request_id)
     finally:
-        exchange.end()
-        gateway.registry.discard(exchange)
+        gateway.leave(exchange)
         if peer is not None and not peer.closed:
             # Not waiting for the peer's close frame: the exchange is over for us.
             closing = asyncio.get_running_loop().create_task(peer.close(code=1001))
             gateway.keep(closing)
-        gateway.meter.add(exchange)
         gateway.metrics.relayed(outcome, exchange, 0.0, started)
 
 
@@ -216,10 +212,15 @@ async def _relay(exchange: Exchange, peer: aiohttp.ClientWebSocketResponse, rece
                 return 0, ""
             text = message.get("text")
             if text is not None:
+                size = len(text.encode())
+                if exchange.pace is not None:
+                    await exchange.pace.take(size)
                 await peer.send_str(text)
-                exchange.bytes_in += len(text.encode())
+                exchange.bytes_in += size
             else:
                 data = message["bytes"]
+                if exchange.pace is not None:
+                    await exchange.pace.take(len(data))
                 await peer.send_bytes(data)
                 exchange.bytes_in += len(data)
 
@@ -227,9 +228,14 @@ async def _relay(exchange: Exchange, peer: aiohttp.ClientWebSocketResponse, rece
         while True:
             message = await peer.receive()
             if message.type is WSMsgType.TEXT:
+                size = len(message.data.encode())
+                if exchange.pace is not None:
+                    await exchange.pace.take(size)
                 await send({"type": "websocket.send", "text": message.data})
-                exchange.bytes_out += len(message.data.encode())
+                exchange.bytes_out += size
             elif message.type is WSMsgType.BINARY:
+                if exchange.pace is not None:
+                    await exchange.pace.take(len(message.data))
                 await send({"type": "websocket.send", "bytes": message.data})
                 exchange.bytes_out += len(message.data)
             elif message.type is WSMsgType.CLOSE:
@@ -278,6 +284,6 @@ async def _refuse(scope: Any, send: Any, refusal: Refused, found: Incoming | Non
         await send({"type": "websocket.close", "code": _POLICY, "reason": refusal.code})
         return
     language = found.accept_language if found else b""
-    status, headers, body = answers.build(refusal.code, request_id, language, refusal.headers)
+    status, headers, body = answers.build(refusal.code, request_id, language, refusal.headers, refusal.details)
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body, "more_body": False})

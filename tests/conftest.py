@@ -31,6 +31,9 @@ TOOLS = {
     "wrk": ("wrk",),
 }
 
+#: The npm package of that name, where .ci/run puts it.
+HTTP_CACHE_TESTS = settings.VAR_DIR / "http-cache-tests" / "node_modules" / "http-cache-tests"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Every xdist worker and its controller hold a share; the last to leave stops the servers.
@@ -74,8 +77,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def _missing() -> list[str]:
     missing = [marker for marker, names in TOOLS.items() if not any(map(shutil.which, names))]
+    if shutil.which("node") is None or not HTTP_CACHE_TESTS.exists():
+        missing.append("http_cache_tests")
     return missing if os.geteuid() == 0 else [*missing, "root"]
 
 
 def _reason(marker: str) -> str:
-    return "only root can become another user" if marker == "root" else f"{marker} is not on PATH"
+    other = {
+        "root": "only root can become another user",
+        "http_cache_tests": "Node or its package http-cache-tests is not installed",
+    }
+    return other.get(marker, f"{marker} is not on PATH")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import factory
+from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
 
@@ -19,6 +20,8 @@ class UserFactory(factory.django.DjangoModelFactory[Any]):
     email = factory.Sequence(lambda n: f"user{n}@example.com")
     username = factory.Sequence(lambda n: f"user{n}")
     password = factory.LazyFunction(lambda: make_password(PASSWORD))
+    # Loaded, as signing in by a session brings it along.
+    tier = factory.LazyFunction(lambda: apps.get_model("accounts.Tier").objects.get(pk="free"))
 
 
 class StaffFactory(UserFactory):

@@ -82,6 +82,7 @@ class AccessTokenAdmin(ReadOnlyAdmin):
         "expires_at",
         "device_id",
         "device_seen_at",
+        "allowed_ips",
         "auto_renew",
         "renew_at",
         "renewal_paused",
@@ -90,7 +91,7 @@ class AccessTokenAdmin(ReadOnlyAdmin):
         "revoked_at",
         "revoked_reason",
     ]
-    actions = ["revoke_with_refund", "revoke_without_refund", "stop_renewal"]
+    actions = ["revoke_with_refund", "revoke_without_refund", "stop_renewal", "release_devices"]
 
     @admin.display(description=_("token"))
     def hint(self, token: AccessToken) -> str:
@@ -113,6 +114,31 @@ class AccessTokenAdmin(ReadOnlyAdmin):
     @admin.action(description=_("Revoke without refund"), permissions=["revoke_without_refund"])
     def revoke_without_refund(self, request: HttpRequest, queryset: QuerySet[AccessToken]) -> TemplateResponse | None:
         return self._revoke(request, queryset, refund=False)
+
+    def has_release_devices_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("tokens.release_devices"))
+
+    @admin.action(description=_("Release devices"), permissions=["release_devices"])
+    def release_devices(self, request: HttpRequest, queryset: QuerySet[AccessToken]) -> TemplateResponse | None:
+        form = ReasonForm(request.POST if "confirm" in request.POST else None)
+        if not form.is_valid():
+            context = {
+                **self.admin_site.each_context(request),
+                "title": _t("Release devices"),
+                "opts": self.opts,
+                "tokens": queryset.select_related("owner"),
+                "action": "release_devices",
+                "form": form,
+            }
+            return TemplateResponse(request, "admin/tokens/accesstoken/release_devices.html", context)
+        reason = form.cleaned_data["reason"]
+        tokens = list(queryset)
+        for token in tokens:
+            services.release_device(token_id=token.pk, actor=request.user, reason=reason)
+            self.log_change(request, token, [_t("Devices released: %(reason)s") % {"reason": reason}])
+        text = ngettext("Devices of %(count)d token released.", "Devices of %(count)d tokens released.", len(tokens))
+        self.message_user(request, text % {"count": len(tokens)}, messages.SUCCESS)
+        return None
 
     def has_stop_renewal_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("tokens.stop_renewal"))

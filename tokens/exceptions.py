@@ -85,6 +85,18 @@ class TokenNotUsable(Conflict):
     detail = _("The token cannot be used.")
 
 
+class InvalidNetwork(DomainError):
+    """Something on the list of networks is neither an address nor a network."""
+
+    code = "invalid_network"
+    detail = _("Networks are addresses or CIDR blocks, such as 203.0.113.7 or 2001:db8::/32.")
+
+
+class TooManyNetworks(DomainError):
+    code = "too_many_networks"
+    detail = _("A token can be bound to 50 networks at most.")
+
+
 class GiftNotFound(NotFound):
     """No such gift, or not for the caller; the answer does not tell which."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pgtrigger
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
@@ -211,6 +212,8 @@ class AccessToken(models.Model):
     #: the moment, so that older reports still on their way do not bring the device back.
     device_id = models.CharField(_("device"), max_length=255, blank=True, default="")
     device_seen_at = models.DateTimeField(_("device seen at"), null=True, blank=True)
+    #: Networks in CIDR notation that clients may come from; none is every network.
+    allowed_ips = ArrayField(models.CharField(max_length=43), verbose_name=_("allowed networks"), default=list)
     auto_renew = models.BooleanField(_("renews itself"), default=False)
     #: When a successor is to be bought; null while there is nothing to do. Whoever takes the row in hand moves it on
     #: a little, so that another worker comes back to it should the first one die.
@@ -242,6 +245,7 @@ class AccessToken(models.Model):
         permissions = [
             ("revoke_with_refund", _("Can revoke access tokens with a refund")),
             ("revoke_without_refund", _("Can revoke access tokens without a refund")),
+            ("release_devices", _("Can release the devices of access tokens")),
             ("stop_renewal", _("Can switch off the renewal of access tokens")),
         ]
         indexes = [

@@ -44,6 +44,11 @@ class Credential:
     #: The device that used it last, and when, as far as that was written.
     device_id: str
     device_seen_at: datetime | None
+    #: The owner's tier and its rate, proxied requests a minute; ``None`` is the platform's.
+    tier: str = ""
+    tier_rate: int | None = None
+    #: Networks in CIDR notation that clients may come from; none is every network.
+    networks: tuple[str, ...] = ()
     #: Also when the token has ended already: the gateway's clock decides which of the two is meant.
     successor: Successor | None = None
 
@@ -65,6 +70,9 @@ def credential_by_digest(digest: str) -> Credential | None:
             "owner__is_superuser",
             "device_id",
             "device_seen_at",
+            "owner__tier_id",
+            "owner__tier__proxy_requests_per_minute",
+            "allowed_ips",
             "successor__id",
             "successor__scope_id",
             "successor__duration_hours",
@@ -77,7 +85,8 @@ def credential_by_digest(digest: str) -> Credential | None:
     if row is None:
         return None
     token_id, user_id, scope, hours, activated_at, expires_at, revoked_at, held_at, active, superuser = row[:10]
-    device_id, seen_at, next_id, next_scope, next_hours, next_start, next_end, next_revoked_at = row[10:]
+    device_id, seen_at, tier, tier_rate, networks = row[10:15]
+    next_id, next_scope, next_hours, next_start, next_end, next_revoked_at = row[15:]
     successor = None
     if next_id is not None and next_revoked_at is None:
         assert next_start is not None and next_end is not None
@@ -95,6 +104,9 @@ def credential_by_digest(digest: str) -> Credential | None:
         owner_is_superuser=superuser,
         device_id=device_id,
         device_seen_at=seen_at,
+        tier=tier,
+        tier_rate=tier_rate,
+        networks=tuple(networks),
         successor=successor,
     )
 
@@ -117,6 +129,17 @@ def digests_of_user(user_id: uuid.UUID) -> list[tuple[uuid.UUID, str]]:
     return list(
         AccessToken.objects.filter(owner_id=user_id, revoked_at__isnull=True).order_by("pk").values_list("id", "digest")
     )
+
+
+def digests_of_tier(tier: str) -> list[str]:
+    """Return the digests of every token, neither revoked nor expired, whose owner has a tier."""
+    unspent = AccessToken.objects.unspent().filter(owner__tier_id=tier)
+    return list(unspent.order_by("pk").values_list("digest", flat=True))
+
+
+def successor_of(token_id: uuid.UUID) -> uuid.UUID | None:
+    """Return the token that was bought to go on when this one ends; ``None`` when there is none."""
+    return AccessToken.objects.filter(predecessor=token_id).values_list("pk", flat=True).first()
 
 
 def changed_since(moment: datetime) -> list[ChangedCredential]:

@@ -7,5 +7,5 @@ from django.dispatch import Signal
 #: streams too).
 credentials_changed = Signal()
 
-#: The owner or staff released the device of a token. Arguments: ``token_id``.
+#: The owner or staff released a device of a token. Arguments: ``token_id``, ``device_id`` (empty: all of them).
 device_released = Signal()

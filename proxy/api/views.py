@@ -6,19 +6,24 @@ something else, ``manage.py runserver`` above all, which cannot stream; and the 
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework.generics import GenericAPIView
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from proxy import selectors
 from proxy.answers import ANSWERS
-from proxy.api.serializers import GatewayStatusSerializer
+from proxy.api.serializers import GatewayStatusSerializer, LimitRefusalSerializer, TokenDeviceSerializer
+from tokens import selectors as tokens_selectors
+from tokens.exceptions import TokenNotFound
 from zenzefi.lib.errors import DomainError
 from zenzefi.lib.schema import error_responses
 
@@ -34,10 +39,10 @@ _DEVICE = OpenApiParameter(
 )
 _DESCRIPTION = """Relayed byte for byte, streamed both ways, to the same path on the Zenzefi server; WebSockets too.
 
-Checked in this order: token (401), device header (403, 400), path and scope (400, 403), device (409), rate limit (429),
-then the Zenzefi server (502, 503, 504). The token's clock starts when its first request has reached that server.
-The answers below are the gateway's own and carry `X-Zenzefi-Error`; any other is the Zenzefi server's and passes as it
-is. The token is never taken from the query string or a cookie, and never sent on."""
+Checked in this order: gateway open (503), token (401), device header (403, 400), client's address (403), path and scope
+(400, 403), device (409), limits (429), then the Zenzefi server (502, 503, 504). The token's clock starts when its first
+request has reached that server. The answers below are the gateway's own and carry `X-Zenzefi-Error`; any other is the
+Zenzefi server's and passes as it is. The token is never taken from the query string or a cookie, and never sent on."""
 
 
 class GatewayNotServed(DomainError):
@@ -66,6 +71,7 @@ _OWN_ANSWERS = _refusals(
     *_INVALID,
     "device_missing",
     "device_malformed",
+    "address_forbidden",
     "path_ambiguous",
     "scope_forbidden",
     "request_timeout",
@@ -77,8 +83,9 @@ _OWN_ANSWERS = _refusals(
     "upstream_unavailable",
     "upstream_busy",
     "upstream_timeout",
+    "gateway_closed",
     "total_timeout",
-)
+) | {429: OpenApiResponse(LimitRefusalSerializer, "A limit of the token: its rate, requests at once, or a quota.")}
 
 
 class _Anything(BaseContentNegotiation):
@@ -152,7 +159,24 @@ class StatusView(_GatewayView):
         summary="What is left of a token",
         description="Never activates the token, claims no device and counts against no limit.",
         auth=_AUTH,
-        responses={200: GatewayStatusSerializer, **_refusals("bad_request", *_INVALID)},
+        responses={200: GatewayStatusSerializer, **_refusals("bad_request", *_INVALID, "gateway_closed")},
     )
     def get(self, request: Request) -> Response:
         raise GatewayNotServed
+
+
+class DevicesView(GenericAPIView[Any]):
+    serializer_class = TokenDeviceSerializer
+
+    @extend_schema(
+        summary="Devices of a token, the one seen last first",
+        description="Those that used it lately, a few seconds behind. A seat is freed by "
+        "`POST /tokens/{token_id}/release-device`.",
+        tags=["Tokens"],
+        responses={200: TokenDeviceSerializer(many=True), **error_responses(400, 401, TokenNotFound)},
+    )
+    def get(self, request: Request, token_id: uuid.UUID) -> Response:
+        token = tokens_selectors.token_of(request.user, token_id)
+        page = self.paginate_queryset(selectors.devices_of(token.pk))
+        context = {"holders": selectors.seat_holders(token.pk)}
+        return self.get_paginated_response(TokenDeviceSerializer(page, many=True, context=context).data)

@@ -25,7 +25,7 @@ from tests.api import Api
 from tests.factories import StaffFactory, SuperuserFactory
 from tests.money import activate_so_that, staff_client, user_with
 from tokens.models import Scope, TokenPrice
-from tokens.services import offer_gift, purchase_token
+from tokens.services import choose_tier, offer_gift, purchase_token, set_renewal_terms
 from zenzefi.lib import clock
 
 pytestmark = pytest.mark.django_db
@@ -94,6 +94,8 @@ def fill(count: int) -> None:
         offer_gift(token_id=purchase_token(owner=user, duration_hours=24).token.pk, giver=user)
         token = purchase_token(owner=user, duration_hours=24).token
         activate_so_that(token, seconds_left=3600)
+        set_renewal_terms(user=user, enabled=True, duration_hours=24, scope="full")
+        choose_tier(user=user, tier="premium")
         mark = uuid.uuid4().hex[:8]
         scope = Scope.objects.create(slug=f"scope-{mark}", description="Certificates")
         rule.objects.create(scope=scope, pattern=f"certificates/{mark}")
@@ -113,6 +115,9 @@ def fill(count: int) -> None:
             started_at=clock.now() - timedelta(minutes=5),
             last_activity_at=clock.now(),
         )
+        apps.get_model("proxy", "TokenLimits").objects.create(token=token, seats=2)
+        apps.get_model("proxy", "TierLimits").objects.get_or_create(tier_id="free")
+        apps.get_model("proxy", "TokenUsage").objects.create(token=token, day=clock.now().date(), requests=5)
 
 
 @pytest.fixture

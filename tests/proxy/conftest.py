@@ -12,6 +12,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.test import override_settings
 
+from proxy.administration import set_token_limits
 from tests.database import Reset
 from tests.proxy.live import DEVICE, LiveGateway
 from tests.proxy.mirror import Mirror, Wire
@@ -98,6 +99,16 @@ def live(upstream: RecordingUpstream, transactional_db: None) -> Iterator[LiveGa
     """A running gateway before the recording upstream."""
     with LiveGateway().running() as server:
         yield server
+
+
+@pytest.fixture
+def allow() -> Callable[..., None]:
+    """Sets limits of a token, and the networks it may be used from."""
+
+    def change(issued: Issued, allowed_ips: list[str] | None = None, **limits: int | None) -> None:
+        set_token_limits(token_id=issued.token.pk, limits=limits, allowed_ips=allowed_ips, actor=None, reason="a test")
+
+    return change
 
 
 @dataclass

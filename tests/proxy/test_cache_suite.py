@@ -1,7 +1,6 @@
 """The public HTTP caching suite (npm's http-cache-tests) straight to its own server and through the gateway.
 
-A gateway that keeps nothing must come out exactly as no gateway at all. Left out without Node, or without the package:
-``npm install --prefix var/test/http-cache-tests http-cache-tests@0.4.5``.
+A gateway that keeps nothing must come out exactly as no gateway at all. ``.ci/run`` installs the package.
 """
 
 from __future__ import annotations
@@ -9,26 +8,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import subprocess
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.conf import settings as project
 
+from tests.conftest import HTTP_CACHE_TESTS as PACKAGE
 from tests.proxy.live import DEVICE
 from tests.upstream import unused_port, wait_until
 
 logger = logging.getLogger(__name__)
-PACKAGE = project.VAR_DIR / "http-cache-tests" / "node_modules" / "http-cache-tests"
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("node") is None or not PACKAGE.exists(), reason="needs Node and the package in VAR_DIR"
-    ),
-]
+pytestmark = [pytest.mark.django_db, pytest.mark.slow, pytest.mark.http_cache_tests]
 #: Gives every request of the suite our credentials.
 PRELOAD = """
 import http from 'node:http'

@@ -194,7 +194,7 @@ def test_the_gateway_starts_without_redis(own, upstream, transactional_db, issue
 class Worker:
     """A worker process whose PostgreSQL can be taken away."""
 
-    def __init__(self, settings, upstream_url: str, directory: str) -> None:
+    def __init__(self, settings, upstream_url: str, directory: str, **environment: str) -> None:
         database = settings.DATABASES["default"]
         port = database["PORT"] or "5432"
         self.gate = Gate(f"{directory}/.s.PGSQL.5432", f"{database['HOST']}/.s.PGSQL.{port}")
@@ -214,6 +214,7 @@ class Worker:
                 "REDIS_PREFIX": settings.REDIS_PREFIX,
                 "ZENZEFI_TARGET_URL": upstream_url,
                 "DATABASE_TIMEOUT": "1",
+                **environment,
             },
         )
         wait_until(self._serves, seconds=30, what="the worker")

@@ -22,7 +22,13 @@ def assert_refused(answer, status, code):
     assert body["code"] == answer.headers["x-zenzefi-error"] == code
     assert body["request_id"] == answer.headers["x-request-id"]
     assert body["detail"]
-    assert set(body) == {"detail", "code", "request_id"}
+    details = {
+        "rate_limited": {"rule", "limit", "reset_at", "retry_after"},
+        "concurrency_limited": {"rule", "limit", "reset_at", "retry_after"},
+        "quota_exceeded": {"rule", "limit", "reset_at", "retry_after"},
+        "address_forbidden": {"rule"},
+    }
+    assert set(body) == {"detail", "code", "request_id"} | details.get(code, set())
 
 
 def assert_untouched(upstream, *issued):

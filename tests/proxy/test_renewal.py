@@ -35,7 +35,8 @@ def renewing(issue):
     """Makes a token that renews itself, whose owner can pay for it once, with a moment left."""
 
     def make(left: float = 60):
-        issued = issue(active_for=timedelta(seconds=left), auto_renew=True, renew_at=clock.now())
+        # A superuser's: a tight loop of requests is not to meet the rate limit.
+        issued = issue(active_for=timedelta(seconds=left), superuser=True, auto_renew=True, renew_at=clock.now())
         top_up_mock(user=issued.token.owner, amount=Decimal("18.00"))
         return issued
 
@@ -63,12 +64,14 @@ def wait_for_the_end_of(issued):
 
 
 def keep_asking(client, issued, *, seconds_after: float = 0.2):
-    """Ask without a pause until a moment after the token's end; return how often."""
+    """Ask again and again until a moment after the token's end; return how often."""
     stop = issued.token.expires_at + timedelta(seconds=seconds_after)
     count = 0
     while clock.now() < stop:
         answer = client.get("json")
         assert answer.status_code == 200, answer.text
+        # Not so fast that the rate limit has a say.
+        time.sleep(0.002)
         count += 1
     return count
 
@@ -248,3 +251,29 @@ def test_a_change_of_tier_reaches_the_gateway_at_once(live, issue):
         choose_tier(user=issued.token.owner, tier="premium")
         assert not redis_client.client().exists(keys.credential(digest))
         assert client.get("json").status_code == 200
+
+
+def test_limits_networks_and_seats_go_on_with_the_successor(live, renewing, allow):
+    issued = renewing(LEFT)
+    allow(issued, ["127.0.0.0/8"], requests_per_minute=50, seats=2)
+    successor = renew(issued)
+    # What is changed while the successor waits is for both.
+    allow(issued, ["127.0.0.1"], requests_per_minute=40)
+    with (
+        live.client(issued.secret) as first,
+        live.client(issued.secret, device="device-other") as second,
+        live.client(issued.secret, device="device-third") as third,
+    ):
+        assert [one.get("json").status_code for one in (first, second, third)] == [200, 200, 409]
+        wait_until(lambda: clock.now() >= issued.token.expires_at, what="the token's end")
+        for _ in range(2):
+            answer = first.get("json")
+            assert answer.headers["ratelimit-policy"] == '"proxy";q=40;w=60'
+            assert first.get("status").json()["token_id"] == str(successor.pk)
+            assert [one.get("json").status_code for one in (second, third)] == [200, 409]
+            # Again when PostgreSQL is asked what the secret means.
+            tasks.take_over()
+            redis_client.client().delete(keys.credential(issued.token.digest))
+
+    successor.refresh_from_db()
+    assert successor.allowed_ips == ["127.0.0.1/32"]

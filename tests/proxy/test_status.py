@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from django.conf import settings
+
 from proxy import keys
 from tests.proxy.test_refusals import assert_refused, assert_untouched
 from tests.upstream import wait_until
@@ -16,6 +18,7 @@ def test_an_unused_token_is_ready(live, upstream, issue):
     with live.client(issued.secret, device=None) as client:
         answer = client.get("status")
 
+    nothing = {"requests": 0, "bytes_in": 0, "bytes_out": 0}
     assert answer.status_code == 200
     assert answer.json() == {
         "connected": True,
@@ -28,7 +31,18 @@ def test_an_unused_token_is_ready(live, upstream, issue):
         "duration_hours": 12,
         "time_remaining_seconds": None,
         "scope": "certificates_only",
-        "usage": {"requests": 0, "bytes_in": 0, "bytes_out": 0},
+        "limits": {
+            "requests": settings.RATE_LIMITS["proxy"].limit,
+            "window_seconds": settings.RATE_LIMITS["proxy"].seconds,
+            "seats": 1,
+            "concurrent_requests": None,
+            "bandwidth": None,
+            "requests_per_day": None,
+            "requests_per_month": None,
+            "bytes_per_day": None,
+            "bytes_per_month": None,
+        },
+        "usage": {**nothing, "today": nothing, "this_month": nothing},
     }
     assert answer.headers["cache-control"] == "no-store"
     assert_untouched(upstream, issued)
@@ -53,6 +67,11 @@ def test_an_active_token_shows_its_end_and_usage(live, issue):
     assert 86_300 < shown["time_remaining_seconds"] <= 86_400
     assert shown["usage"]["bytes_in"] == 1000
     assert shown["usage"]["bytes_out"] > size == 5000
+    assert (
+        shown["usage"]["today"]
+        == shown["usage"]["this_month"]
+        == {name: shown["usage"][name] for name in ("requests", "bytes_in", "bytes_out")}
+    )
 
 
 def test_it_is_refused_like_any_request(live, issue):

@@ -276,12 +276,13 @@ def test_the_number_of_queries_of_a_purchase_with_a_bonus_is_fixed():
         with CaptureQueriesContext(connection) as queries:
             buy(buyer, 720)
         counts.add(len(queries))
-    # Twelve of any purchase; the referrer; whether a bonus exists; addresses of both and devices, as sign-in and tokens
-    # know them and as the gateway does; lock in the posting, savepoint, transfer, release, balance, event; the bonus.
-    assert counts == {27}
+    # Thirteen of any purchase; the referrer; whether a bonus exists; addresses of both and devices, as sign-in and
+    # tokens know them and as the gateway does; lock in the posting, savepoint, transfer, release, balance, event; the
+    # bonus.
+    assert counts == {28}
     with CaptureQueriesContext(connection) as queries:
         buy(buyer)
-    assert len(queries) == 13
+    assert len(queries) == 14
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from notifications.models import OutboxEvent
 from tests.money import activate_so_that, renewing_token, staff_client, token_of_new_user, user_with
 from tokens.models import AccessToken, RotatedDigest, Scope, TokenPrice
 from tokens.services import offer_gift, renew_token, revoke_token, rotate_token
@@ -164,3 +165,24 @@ def test_a_rotated_digest_names_its_token():
     token = token_of_new_user().token
     rotate_token(token_id=token.id, owner=token.owner)
     assert str(token.id) in str(RotatedDigest.objects.get())
+
+
+def test_devices_are_released_with_a_reason_and_a_permission():
+    bought = token_of_new_user(24)
+    AccessToken.objects.filter(pk=bought.token.pk).update(device_id="device-one")
+
+    def holder() -> str:
+        return AccessToken.objects.get(pk=bought.token.pk).device_id
+
+    act(staff(), "release_devices", bought.token, confirm="1", reason="lost")
+    assert holder() == "device-one"
+    client = staff("release_devices")
+    assert "Reason" in act(client, "release_devices", bought.token).content.decode()
+    act(client, "release_devices", bought.token, confirm="1", reason="")
+    assert holder() == "device-one"
+    assert "released" in act(client, "release_devices", bought.token, confirm="1", reason="lost").content.decode()
+    assert holder() == ""
+    assert "lost" in LogEntry.objects.get().change_message
+    event = OutboxEvent.objects.get(event="token.device_released")
+    assert (event.data["reason"], event.data["device_id"], event.user) == ("lost", None, bought.token.owner)
+    assert event.data["actor_id"] is not None

@@ -35,9 +35,21 @@ class PurchaseSerializer(serializers.Serializer[Any]):
 
 class TokenChangeSerializer(serializers.Serializer[Any]):
     label = StringField(max_length=100, allow_blank=True, required=False)  # type: ignore[assignment]
+    allowed_ips = serializers.ListField(
+        child=StringField(max_length=64),
+        max_length=50,
+        required=False,
+        help_text=_("Addresses and networks (CIDR) that the token may be used from; an empty list is every network."),
+    )
     auto_renew = serializers.BooleanField(
         required=False,
         help_text=_("Buy a successor shortly before the end. Switching it on ends a pause."),
+    )
+
+
+class ReleaseDeviceSerializer(serializers.Serializer[Any]):
+    device_id = StringField(
+        max_length=255, required=False, help_text=_("The device to release; all of them when it is left out.")
     )
 
 
@@ -93,6 +105,9 @@ class TokenSerializer(serializers.ModelSerializer[AccessToken]):
     status = serializers.SerializerMethodField()
     is_active = serializers.BooleanField(source="is_usable", help_text=_("Neither expired, revoked nor a gift."))
     time_remaining_seconds = serializers.SerializerMethodField(help_text=_("Null before activation."))
+    allowed_ips = serializers.ListField(
+        child=serializers.CharField(), help_text=_("Networks that the token may be used from; none is every network.")
+    )
     device = serializers.SerializerMethodField(help_text=_("The device that used it last."))
     renewal = serializers.SerializerMethodField()
     renews = serializers.UUIDField(
@@ -119,6 +134,7 @@ class TokenSerializer(serializers.ModelSerializer[AccessToken]):
             "revoked_at",
             "time_remaining_seconds",
             "device",
+            "allowed_ips",
             "auto_renew",
             "renewal",
             "renews",

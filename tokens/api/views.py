@@ -25,6 +25,7 @@ from tokens.api.serializers import (
     PriceSerializer,
     PurchaseResultSerializer,
     PurchaseSerializer,
+    ReleaseDeviceSerializer,
     RenewalTermsChangeSerializer,
     RenewalTermsSerializer,
     RevocationSerializer,
@@ -37,6 +38,7 @@ from tokens.api.serializers import (
 )
 from tokens.exceptions import (
     DurationNotSold,
+    InvalidNetwork,
     ScopeNotSold,
     TierNotSold,
     TierUnchanged,
@@ -46,6 +48,7 @@ from tokens.exceptions import (
     TokenJustRenewed,
     TokenNotFound,
     TokenNotStarted,
+    TooManyNetworks,
 )
 from wallet.exceptions import BalanceLimitExceeded, InsufficientBalance
 from zenzefi.lib.idempotency import IDEMPOTENCY_KEY, IDEMPOTENCY_REFUSALS, run_idempotently
@@ -119,7 +122,8 @@ class TokenView(APIView):
 
     @extend_schema(
         summary="Change a token",
-        description="What is left out stays. A token with auto_renew gets a successor of the same duration and scope, "
+        description="What is left out stays. Networks count from the next request on; open streams from elsewhere end. "
+        "A token with auto_renew gets a successor of the same duration and scope, "
         "at the price of that day, when less than 24 hours or a tenth of its duration is left, whichever is less. The "
         "successor starts when the token ends and goes on with its secret and its device. When it cannot be bought, "
         "for want of balance or by the daily cap, nothing is taken and the renewal pauses until it is switched on "
@@ -128,7 +132,10 @@ class TokenView(APIView):
         request=TokenChangeSerializer,
         responses={
             200: TokenSerializer,
-            **error_responses(400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld),
+            **error_responses(
+                *(400, 401, 413, 415, TokenNotFound, TokenAlreadyRevoked, TokenExpired, TokenHeld),
+                *(InvalidNetwork, TooManyNetworks),
+            ),
         },
     )
     def patch(self, request: Request, token_id: uuid.UUID) -> Response:
@@ -211,13 +218,15 @@ class RotateView(APIView):
 class ReleaseDeviceView(APIView):
     @extend_schema(
         summary="Let another device use the token at once",
+        description="Frees the seat of one device, or of all.",
         tags=["Tokens"],
-        request=None,
+        request=ReleaseDeviceSerializer,
         responses={200: TokenSerializer, **error_responses(400, 401, 413, 415, TokenNotFound)},
     )
     def post(self, request: Request, token_id: uuid.UUID) -> Response:
-        expect_no_fields(request)
-        token = services.release_device(token_id=token_id, owner=request.user)
+        body = ReleaseDeviceSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        token = services.release_device(token_id=token_id, owner=request.user, **body.validated_data)
         return Response(TokenSerializer(token).data)
 
 

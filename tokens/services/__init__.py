@@ -17,7 +17,7 @@ from tokens.services.gifts import (
 )
 from tokens.services.issuing import IssuedToken, issue_tokens
 from tokens.services.lifecycle import Activation, activate_token, record_device_use, record_expiries
-from tokens.services.maintenance import RotatedToken, release_device, rotate_token, update_token
+from tokens.services.maintenance import RotatedToken, as_networks, release_device, rotate_token, update_token
 from tokens.services.pricing import apply_price_list, cancel_price_change, schedule_price
 from tokens.services.purchase import PurchasedToken, list_price, purchase_token, scope_for_sale, source_of
 from tokens.services.renewal import (
@@ -49,6 +49,7 @@ __all__ = [
     "activate_token",
     "apply_price_list",
     "approve_gift",
+    "as_networks",
     "cancel_gift",
     "cancel_price_change",
     "choose_tier",

@@ -111,7 +111,7 @@ def claim_gift(*, code: str, claimer: Any) -> ClaimedGift:
     """Make the claimer the token's owner, with a new secret; the giver's is dead for good.
 
     What was paid stays with the token, and a refund goes to whoever paid (:func:`tokens.services.revoke_token`). The
-    label and the device were the giver's and are forgotten.
+    label, the device and the networks were the giver's and are forgotten.
 
     Raises :class:`GiftNotFound` for a code that is unknown or meant for another address, :class:`OwnGift`,
     :class:`GiftAwaitsApproval`, :class:`GiftAlreadyClaimed`, :class:`GiftCancelled`, :class:`GiftExpired`, and
@@ -139,6 +139,7 @@ def claim_gift(*, code: str, claimer: Any) -> ClaimedGift:
     # A gift may come back to whoever paid.
     token.payer_id = None if payer_id == claimer.pk else payer_id
     token.label = ""
+    token.allowed_ips = []
     # Whoever gave it away decides nothing about the claimer's money.
     token.auto_renew = False
     token.device_id = ""
@@ -150,6 +151,7 @@ def claim_gift(*, code: str, claimer: Any) -> ClaimedGift:
             "owner",
             "payer",
             "label",
+            "allowed_ips",
             "auto_renew",
             "device_id",
             "device_seen_at",

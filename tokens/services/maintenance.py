@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +12,16 @@ from django.db import transaction
 
 from notifications.services import record
 from tokens import secrets
-from tokens.exceptions import TokenHeld, TokenNotStarted
+from tokens.exceptions import InvalidNetwork, TokenHeld, TokenNotStarted, TooManyNetworks
 from tokens.models import AccessToken, RotatedDigest
 from tokens.services.access import demand_usable, lock_token, tell_after_commit
 from tokens.services.renewal import set_auto_renew
 from tokens.signals import device_released
 from zenzefi.lib import clock
 from zenzefi.lib.transactions import in_transaction
+
+#: Networks that one token can be bound to.
+MAX_NETWORKS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,31 +74,92 @@ def replace_secret(token: AccessToken) -> str:
 
 
 @in_transaction
-def release_device(*, token_id: uuid.UUID, owner: Any) -> AccessToken:
-    """Let another device claim the token at once. Raises :class:`~tokens.exceptions.TokenNotFound`."""
+def release_device(
+    *,
+    token_id: uuid.UUID,
+    owner: Any | None = None,
+    device_id: str = "",
+    actor: Any | None = None,
+    reason: str = "owner",
+) -> AccessToken:
+    """Let another device claim the token at once: in the place of one device, or of all.
+
+    A device that holds nothing is none to release; that is no error. With ``owner`` a token of anyone else is not
+    found; staff pass none. Raises :class:`~tokens.exceptions.TokenNotFound`.
+    """
     token = lock_token(token_id, owner=owner)
-    token.device_id = ""
-    token.device_seen_at = clock.now()
-    token.save(update_fields=["device_id", "device_seen_at"])
-    transaction.on_commit(lambda: device_released.send_robust(sender=AccessToken, token_id=token.id))
+    if device_id in ("", token.device_id):
+        token.device_id = ""
+        token.device_seen_at = clock.now()
+        token.save(update_fields=["device_id", "device_seen_at"])
+    record(
+        "token.device_released",
+        token.owner,
+        {
+            "token_id": str(token.id),
+            "device_id": device_id or None,
+            "reason": reason,
+            "actor_id": None if actor is None else str(actor.pk),
+        },
+    )
+    transaction.on_commit(
+        lambda: device_released.send_robust(sender=AccessToken, token_id=token.id, device_id=device_id)
+    )
     return token
 
 
 @in_transaction
 def update_token(
-    *, token_id: uuid.UUID, owner: Any, label: str | None = None, auto_renew: bool | None = None
+    *,
+    token_id: uuid.UUID,
+    owner: Any | None,
+    label: str | None = None,
+    allowed_ips: Iterable[str] | None = None,
+    auto_renew: bool | None = None,
 ) -> AccessToken:
-    """Change what the owner may edit; what is not given stays.
+    """Change what the owner may edit; what is not given stays. Staff pass no owner.
 
-    Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`TokenHeld`, and what
+    ``allowed_ips`` are the networks (CIDR) that the gateway lets clients of the token come from; an empty list is
+    every network. They count from the next request on, and for a successor that is bought already.
+
+    Raises :class:`~tokens.exceptions.TokenNotFound`, :class:`TokenHeld` (never to staff),
+    :class:`~tokens.exceptions.InvalidNetwork`, :class:`~tokens.exceptions.TooManyNetworks`, and what
     :func:`~tokens.services.renewal.set_auto_renew` raises.
     """
     if auto_renew is not None:
         set_auto_renew(token_id=token_id, owner=owner, enabled=auto_renew)
     token = lock_token(token_id, owner=owner)
-    if token.held_at is not None:
+    if token.held_at is not None and owner is not None:
         raise TokenHeld
     if label is not None:
         token.label = label
-    token.save(update_fields=["label"])
+    if allowed_ips is not None:
+        networks = as_networks(allowed_ips)
+        if networks != token.allowed_ips:
+            token.allowed_ips = networks
+            token.changed_at = clock.now()
+            AccessToken.objects.filter(predecessor=token).update(allowed_ips=networks)
+            tell_after_commit([(token.id, token.digest)], revoked=False)
+    token.save(update_fields=["label", "allowed_ips", "changed_at"])
     return token
+
+
+def as_networks(texts: Iterable[str]) -> list[str]:
+    """Return networks in their canonical form, each once, in their order.
+
+    An address stands for itself alone; bits behind the prefix are cleared, as ``10.1.2.3/8`` is often written.
+    Raises :class:`~tokens.exceptions.InvalidNetwork` and :class:`~tokens.exceptions.TooManyNetworks`.
+    """
+    found: dict[str, None] = {}
+    for text in texts:
+        try:
+            network = ipaddress.ip_network(text.strip(), strict=False)
+        except ValueError:
+            raise InvalidNetwork from None
+        # A zone (fe80::1%eth0) means something on one machine only.
+        if "%" in text:
+            raise InvalidNetwork
+        found[str(network)] = None
+    if len(found) > MAX_NETWORKS:
+        raise TooManyNetworks
+    return list(found)

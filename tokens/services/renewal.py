@@ -205,6 +205,7 @@ def _buy_successor(
         price=price,
         description=_("Renewal of an access token, %(hours)d h") % {"hours": token.duration_hours},
         label=token.label,
+        allowed_ips=token.allowed_ips,
         scope=scope,
         duration_hours=token.duration_hours,
         last_four=token.last_four,

@@ -302,6 +302,8 @@ GATEWAY = {
     "negative_cache_seconds": env.integer("GATEWAY_NEGATIVE_CACHE_SECONDS", 10, minimum=1),
     # Requests a second that one process may validate in PostgreSQL while Redis is down.
     "fallback_rate": env.integer("GATEWAY_FALLBACK_RATE", 50, minimum=1),
+    # How long a request counts against its token's requests at once after its worker was last heard of.
+    "lease_seconds": env.seconds("GATEWAY_LEASE_SECONDS", "30"),
     # Failures in a row after which a server gets no requests, for how many seconds at first and at most.
     "eject_after": env.integer("GATEWAY_EJECT_AFTER", 5, minimum=1),
     "eject_seconds": env.seconds("GATEWAY_EJECT_SECONDS", "1"),

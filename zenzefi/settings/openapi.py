@@ -26,9 +26,10 @@ processed 409. A refused request is not remembered.
 
 **Rate limits** are exact sliding windows: `auth` 5 an hour for each address (register, login, password reset), `api`
 100 a minute for each user, `proxy` 1000 a minute for each access token, `gift_claim` 10 an hour for each user and each
-address, unless the installation or, for `api` and `proxy`, the account's tier sets others. Answers carry
-`RateLimit-Policy` and `RateLimit`; a refusal is 429 with `Retry-After` in seconds. While a neighbour of ours is down,
-answers are 503 with `Retry-After`, nothing has changed, and the request may be repeated.
+address, unless the installation, the account's tier or the token itself sets others. A token may have more limits:
+requests at once, quotas, bytes a second, networks. Answers carry `RateLimit-Policy` and `RateLimit`; a refusal is 429
+with `Retry-After` in seconds. While a neighbour of ours is down, answers are 503 with `Retry-After`, nothing has
+changed, and the request may be repeated.
 """
 
 TAGS = [
