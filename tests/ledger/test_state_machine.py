@@ -1,6 +1,6 @@
 """The platform against the model of :mod:`tests.ledger.model`, step by step, on examples that Hypothesis makes up.
 
-``make test`` runs the same examples every time, within seconds. ``make test-long`` goes on with new ones for
+``make test`` runs the same number of examples from the same seeds every time, within seconds. ``make test-long`` goes on with new ones for
 ``LEDGER_SECONDS``, from ``LEDGER_SEED`` or a seed of its own, which the last line and a failure name.
 """
 
@@ -31,7 +31,7 @@ from tests.ledger.world import Clock, decimal, prove
 from tests.wallet.providers import StripeServer, serving
 from zenzefi.settings.env import RatePolicy
 
-#: Of one run, from seeds that follow each other: batches end where the time is looked at.
+#: Of one run, from seeds that follow each other: the long profile looks at the time between batches.
 BATCH = 10
 CI_BATCHES = 3
 #: What must have happened in ``make test``, where it is the same every time, or the run proves less than it says.
