@@ -46,7 +46,7 @@ WALK = st.builds(
     claimed_by=st.one_of(st.none(), st.none(), WHICH),
     price=st.one_of(st.none(), st.integers(1, 20_000)),
     when=WHEN,
-    then=st.sampled_from(["", "broke", "capped", "both revoked", "successor revoked", "goes on", "goes on"]),
+    then=st.sampled_from(["", "broke", "capped", "both revoked", "successor revoked", "goes on", "goes on", "goes on"]),
 )
 
 
