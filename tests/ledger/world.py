@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, cast
@@ -111,6 +111,8 @@ class World(RuleBasedStateMachine):
     client: APIClient
     #: Whether each example is committed, and its rows deleted before the next; else it is rolled back.
     commits = False
+    #: Which of the usual walks each example begins with, counted round; of no matter which, when none.
+    begins: int | None = None
     #: Over all examples: how often what happened.
     tally: Counter[str]
 
@@ -170,6 +172,10 @@ class World(RuleBasedStateMachine):
 
     def one_of(self, things: list[Any], which: int) -> Any:
         return things[-1 - which % len(things)]
+
+    def first_of(self, walk: Any, usual: Sequence[Any]) -> Any:
+        """Return the walk that an example begins with."""
+        return walk if self.begins is None else replace(walk, then=usual[self.begins % len(usual)])
 
     def did(self, what: str) -> None:
         self.tally[what] += 1
