@@ -33,7 +33,7 @@ from zenzefi.settings.env import RatePolicy
 
 #: Of one run, from seeds that follow each other: the long profile looks at the time between batches.
 #: Each begins with other usual walks, of six.
-BATCH = 4
+BATCH = 6
 CI_BATCHES = 6
 #: What must have happened in ``make test``, where it is the same every time, or the run proves less than it says.
 HAPPENED = {
