@@ -55,11 +55,13 @@ class Giving(Selling):
 
     def claim(self, gift: Gift, who: int) -> None:
         person = self.model.people[who % len(self.model.people)]
-        self.call(
+        claimed = self.call(
             "claim",
             lambda: claim_gift(code=gift.code, claimer=self.users[person]),
             lambda: self.model.claim(gift, person),
         )
+        if claimed:
+            self.secrets[gift.token] = claimed[1].secret
 
     @precondition(lambda self: self.model.gifts)
     @rule(which=WHICH)

@@ -8,7 +8,8 @@ code the platform should give and changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -20,6 +21,10 @@ GIFT_HOURS_WITHOUT_APPROVAL = 24
 BONUS_PERCENT = 10
 BONUS_ABOVE = 10_000
 FINALITY = ["open", "lost", "won"]
+RENEWAL_LEAD_HOURS = 24
+#: What renewals of an account may cost a day of UTC, unless it has a cap of its own.
+DAILY_CAP = 70_000
+FIRST_TIERS = {"free": 0, "premium": 1_000, "enterprise": 5_000}
 FIRST_PRICES = {1: 100, 12: 1_000, 24: 1_800, 168: 10_000, 720: 30_000}
 #: How many ZNC cost how much of a currency.
 FIRST_RATES = {
@@ -67,6 +72,10 @@ class Person:
     net: int = 0
     history: list[tuple[str, int, int]] = field(default_factory=list)
     bonus: Bonus | None = None
+    #: Whether tokens bought from now on renew themselves; of which duration only.
+    renews: bool = False
+    renews_hours: int | None = None
+    daily_cap: int | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -84,7 +93,8 @@ class Person:
 class Token:
     """An access token; ``purchase`` is shared by all that were paid for together.
 
-    ``payer`` is whom a refund goes to, also when the token was given away; ``held`` while it is offered.
+    ``payer`` is whom a refund goes to, also when the token was given away; ``held`` while it is offered. A
+    successor's ``activated`` is the moment it starts, which may lie ahead.
     """
 
     owner: Person
@@ -93,8 +103,13 @@ class Token:
     purchase: object
     refunded: int = 0
     activated: datetime | None = None
-    revoked: bool = False
+    revoked_at: datetime | None = None
     held: bool = False
+    renews: bool = False
+    paused: str = ""
+    predecessor: Token | None = None
+    successor: Token | None = None
+    bought: datetime | None = None
     payer: Person = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,8 +119,33 @@ class Token:
     def expires(self) -> datetime | None:
         return None if self.activated is None else self.activated + timedelta(hours=self.hours)
 
+    @property
+    def revoked(self) -> bool:
+        return self.revoked_at is not None
+
     def is_over(self, now: datetime) -> bool:
         return self.expires is not None and self.expires <= now
+
+    def is_scheduled(self, now: datetime) -> bool:
+        return self.predecessor is not None and not self.revoked and self.activated is not None and self.activated > now
+
+    @property
+    def lead(self) -> timedelta:
+        """How long before the end a successor is bought, and how long after it at most."""
+        return min(timedelta(hours=RENEWAL_LEAD_HOURS), timedelta(hours=self.hours) / 10)
+
+    @property
+    def renewal_due(self) -> datetime | None:
+        if not self.renews or self.paused or self.revoked or self.successor or self.expires is None:
+            return None
+        return self.expires - self.lead
+
+    @property
+    def renewal(self) -> str:
+        """How its owner sees the renewal."""
+        if self.successor is not None:
+            return "renewed"
+        return ("paused" if self.paused else "waiting") if self.renews else "off"
 
 
 @dataclass(eq=False)
@@ -122,6 +162,23 @@ class Gift:
     @property
     def is_open(self) -> bool:
         return self.status in {"pending", "awaiting_approval"}
+
+
+@dataclass(eq=False)
+class Subscription:
+    """A tier for a while: bought by the month, or given by staff and without an ``end`` of its own. Cents."""
+
+    person: Person
+    tier: str
+    price: int
+    started: datetime
+    start: datetime
+    end: datetime | None
+    month: int = 0
+    cancelled: datetime | None = None
+    refunded: int = 0
+    ended: datetime | None = None
+    reason: str = ""
 
 
 @dataclass(eq=False)
@@ -172,6 +229,14 @@ class Model:
         self.payments: list[Payment] = []
         self.bonuses: list[Bonus] = []
         self.gifts: list[Gift] = []
+        self.subscriptions: list[Subscription] = []
+        #: Durations, and whether the scope of all tokens, are out of sale.
+        self.not_sold: set[int] = set()
+        self.scope_sold = True
+        self.tiers = dict(FIRST_TIERS)
+        self.tiers_not_sold: set[str] = set()
+        #: Event, whom it is told, the token or tier, and the reason.
+        self.notices: Counter[tuple[str, Person, object, str]] = Counter()
         self.system: Counter[str] = Counter()
         self.prices = {
             hours: [(datetime.min.replace(tzinfo=now.tzinfo), price)] for hours, price in FIRST_PRICES.items()
@@ -198,9 +263,28 @@ class Model:
         person.history.append((kind, signed, person.net))
         self.system[system] -= signed
 
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Undo the postings, and what they did to bonuses, when one of them is refused."""
+        people = [(person, person.net, len(person.history)) for person in self.people]
+        bonuses = [(bonus, vars(bonus).copy()) for bonus in self.bonuses]
+        system = self.system.copy()
+        try:
+            yield
+        except Refused:
+            for person, net, postings in people:
+                person.net = net
+                del person.history[postings:]
+            for bonus, state in bonuses:
+                vars(bonus).update(state)
+            self.system = system
+            raise
+
     # Selling
 
     def price(self, hours: int) -> int:
+        if hours in self.not_sold:
+            raise Refused("duration_not_sold")
         _since, price = max(change for change in self.prices[hours] if change[0] <= self.now)
         return price
 
@@ -208,9 +292,13 @@ class Model:
         self._credit(person, "DEPOSIT", cents, "gateway:mock")
 
     def buy(self, person: Person, hours: int) -> Token:
-        price = self.price(hours)
+        token = self._sell(person, hours, self.price(hours))
+        token.renews = person.renews and person.renews_hours in (None, hours)
+        return token
+
+    def _sell(self, person: Person, hours: int, price: int) -> Token:
         self._debit(person, "PURCHASE", price, "revenue")
-        token = Token(person, hours, price, purchase=object())
+        token = Token(person, hours, price, purchase=object(), bought=self.now)
         self.tokens.append(token)
         self._award(person, price, token.purchase)
         return token
@@ -268,21 +356,36 @@ class Model:
         token.activated = at
         return True
 
-    def revoke(self, token: Token, *, refund: bool) -> int:
+    def revoke(self, token: Token, *, refund: bool) -> list[tuple[Token, int]]:
+        """Return what is paid back for which token: a successor goes with the token that it renews."""
+        self._demand_usable(token)
+        together = [token]
+        if token.successor is not None and not token.successor.revoked:
+            together.append(token.successor)
+        with self._all_or_nothing():
+            back = [(one, self._pay_back(one) if refund else 0) for one in together]
+        if token.is_scheduled(self.now):
+            assert token.predecessor is not None
+            token.predecessor.renews = False
+        for one, amount in back:
+            one.revoked_at, one.refunded = self.now, amount
+        return back
+
+    def _demand_usable(self, token: Token) -> None:
         if token.revoked:
             raise Refused("token_already_revoked")
         if token.is_over(self.now):
             raise Refused("token_expired")
         if token.held:
             raise Refused("token_held")
-        amount = self._unused(token) if refund else 0
+
+    def _pay_back(self, token: Token) -> int:
+        amount = self._unused(token)
         if amount:
             self._credit(token.payer, "REFUND", amount, "revenue")
             for bonus in self.bonuses:
                 if bonus.purchase is token.purchase and not bonus.rejected:
                     self._share_of_bonus_back(bonus, amount)
-        token.revoked = True
-        token.refunded = amount
         return amount
 
     def _unused(self, token: Token) -> int:
@@ -290,6 +393,8 @@ class Model:
             return token.paid
         # Whole seconds, a begun one being used.
         seconds = (token.expires - self.now) // timedelta(seconds=1)
+        if token.is_scheduled(self.now):
+            return token.paid
         return int(Fraction(token.paid) * seconds / (token.hours * 3600))
 
     def _share_of_bonus_back(self, bonus: Bonus, refunded: int) -> None:
@@ -304,12 +409,7 @@ class Model:
     # Gifts
 
     def offer(self, token: Token, code: str) -> Gift:
-        if token.revoked:
-            raise Refused("token_already_revoked")
-        if token.is_over(self.now):
-            raise Refused("token_expired")
-        if token.held:
-            raise Refused("token_held")
+        self._demand_usable(token)
         if token.activated is not None:
             raise Refused("token_activated")
         if self.gifts_today(token.owner) >= GIFTS_A_DAY:
@@ -339,6 +439,8 @@ class Model:
         if not (gift.giver.active and claimer.active):
             raise Refused("gift_unavailable")
         gift.status, gift.token.held, gift.token.owner = "claimed", False, claimer
+        # Whoever gave it decides nothing about the claimer's money.
+        gift.token.renews = False
 
     def take_back_gift(self, gift: Gift, status: str) -> None:
         """``cancelled`` by the giver or ``rejected`` by staff."""
@@ -360,6 +462,189 @@ class Model:
             raise Refused(
                 {"claimed": "gift_already_claimed", "expired": "gift_expired"}.get(gift.status, "gift_cancelled")
             )
+
+    # Renewals
+
+    def set_default(self, person: Person, *, enabled: bool, hours: int | None) -> None:
+        person.renews, person.renews_hours = enabled, hours
+
+    def switch_renewal(self, token: Token, *, on: bool) -> None:
+        """Switching on ends a pause, and what is due is tried at once."""
+        if not on:
+            if token.held:
+                raise Refused("token_held")
+            token.renews, token.paused = False, ""
+            return
+        self._demand_usable(token)
+        token.renews, token.paused = True, ""
+        self.renew_if_due(token)
+
+    def stop_renewal(self, token: Token) -> bool:
+        if not token.renews:
+            return False
+        token.renews, token.paused = False, ""
+        self.notices["renewal.stopped", token.owner, token, "test"] += 1
+        return True
+
+    def renew_due(self) -> list[Token]:
+        """Return the successors that were bought; whose end is nearest to being missed comes first."""
+        due = [(token.renewal_due, token) for token in self.tokens if token.renewal_due is not None]
+        successors = [self.renew_if_due(token) for _when, token in sorted(due, key=lambda one: one[0])]
+        return [successor for successor in successors if successor]
+
+    def renew_if_due(self, token: Token) -> Token | None:
+        if token.renewal_due is None or token.renewal_due > self.now:
+            return None
+        try:
+            successor = self._renew(token)
+        except Refused as refusal:
+            token.paused = refusal.code
+            self.notices["renewal.failed", token.owner, token, refusal.code] += 1
+            return None
+        self.notices["token.renewed", token.owner, token, ""] += 1
+        return successor
+
+    def _renew(self, token: Token) -> Token:
+        owner, end = token.owner, token.expires
+        assert end is not None
+        if not owner.active:
+            raise Refused("owner_disabled")
+        if self.now > end + token.lead:
+            raise Refused("token_expired")
+        price = self.price(token.hours)
+        if not self.scope_sold:
+            raise Refused("scope_not_sold")
+        cap = DAILY_CAP if owner.daily_cap is None else owner.daily_cap
+        if self.renewals_cost_today(owner) + price > cap:
+            raise Refused("daily_cap_reached")
+        successor = self._sell(owner, token.hours, price)
+        successor.activated = max(end, self.now)
+        successor.renews, successor.predecessor = True, token
+        token.successor = successor
+        return successor
+
+    def renewals_cost_today(self, owner: Person) -> int:
+        """Also those that were paid back meanwhile."""
+        return sum(
+            token.paid
+            for token in self.tokens
+            if token.owner is owner
+            and token.predecessor is not None
+            and token.bought is not None
+            and token.bought.date() == self.now.date()
+        )
+
+    def meant_by_secret_of(self, token: Token) -> Token:
+        """Return what the secret that this token was bought with stands for now."""
+        while (following := token.successor) is not None:
+            assert following.activated is not None
+            began = following.activated <= self.now
+            if not began or (following.revoked_at is not None and following.revoked_at < following.activated):
+                break
+            token = following
+        return token
+
+    def lets_in(self, token: Token) -> bool:
+        return not (token.revoked or token.held or token.is_over(self.now))
+
+    # Tiers
+
+    def subscription(self, person: Person) -> Subscription | None:
+        current = [one for one in self.subscriptions if one.person is person and one.ended is None]
+        return current[0] if current else None
+
+    def tier(self, person: Person) -> str:
+        current = self.subscription(person)
+        return "free" if current is None else current.tier
+
+    def choose_tier(self, person: Person, tier: str) -> None:
+        if tier in self.tiers_not_sold:
+            raise Refused("tier_not_sold")
+        current = self.subscription(person)
+        if tier == self.tier(person):
+            if current is None or current.cancelled is None:
+                raise Refused("tier_unchanged")
+            current.cancelled = None
+            self._tell("tier.resumed", current)
+        elif tier == "free":
+            assert current is not None
+            self._cancel(current)
+        else:
+            chosen = Subscription(
+                person, tier, self.tiers[tier], self.now, start=self.now, end=month_after(self.now, 1)
+            )
+            with self._all_or_nothing():
+                back = self._credit_unused(current)
+                self._debit(person, "SUBSCRIPTION", chosen.price, "revenue")
+            self._end(current, "changed", back)
+            self.subscriptions.append(chosen)
+            self._tell("tier.bought", chosen)
+
+    def _cancel(self, current: Subscription) -> None:
+        """What is paid stays to the end of its month; what was given goes at once."""
+        if current.end is None:
+            self._end(current, "cancelled")
+        elif current.cancelled is not None:
+            raise Refused("tier_unchanged")
+        else:
+            current.cancelled = self.now
+            self._tell("tier.cancelled", current)
+
+    def grant_tier(self, person: Person, tier: str) -> None:
+        """Staff give a tier, or take away what somebody has."""
+        current = self.subscription(person)
+        if current is None and tier == "free":
+            raise Refused("tier_unchanged")
+        self._end(current, "set_by_staff", self._credit_unused(current))
+        if tier != "free":
+            given = Subscription(person, tier, 0, self.now, start=self.now, end=None)
+            self.subscriptions.append(given)
+            self._tell("tier.granted", given, "test")
+
+    def renew_tiers(self) -> int:
+        """Return how many go on."""
+        return sum(self._next_month(one) for one in self.subscriptions if one.ended is None)
+
+    def _next_month(self, one: Subscription) -> bool:
+        if one.end is None or one.end > self.now:
+            return False
+        if one.cancelled is not None:
+            self._end(one, "cancelled")
+        elif not one.person.active:
+            self._end(one, "user_disabled")
+        elif one.tier in self.tiers_not_sold:
+            self._end(one, "tier_not_sold")
+        else:
+            try:
+                self._debit(one.person, "SUBSCRIPTION", self.tiers[one.tier], "revenue")
+            except Refused:
+                self._end(one, "insufficient_balance")
+                return False
+            one.price = self.tiers[one.tier]
+            # Months that nobody collected are skipped, never paid later.
+            while one.end <= self.now:
+                one.month += 1
+                one.start, one.end = one.end, month_after(one.started, one.month + 1)
+            self._tell("tier.renewed", one)
+            return True
+        return False
+
+    def _credit_unused(self, one: Subscription | None) -> int:
+        if one is None or one.end is None or one.end <= self.now:
+            return 0
+        second = timedelta(seconds=1)
+        back = int(Fraction(one.price) * ((one.end - self.now) // second) / ((one.end - one.start) // second))
+        if back:
+            self._credit(one.person, "REFUND", back, "revenue")
+        return back
+
+    def _end(self, one: Subscription | None, reason: str, refunded: int = 0) -> None:
+        if one is not None:
+            one.ended, one.reason, one.refunded = self.now, reason, refunded
+            self._tell("tier.ended", one, reason)
+
+    def _tell(self, event: str, one: Subscription, reason: str = "") -> None:
+        self.notices[event, one.person, one.tier, reason] += 1
 
     # Payments
 
@@ -428,6 +713,26 @@ class Model:
             together = [token for token in self.tokens if token.purchase is purchase]
             if sum(token.refunded for token in together) > sum(token.paid for token in together):
                 yield "more was refunded than paid"
+        followed = Counter(token.predecessor for token in self.tokens if token.predecessor is not None)
+        if any(count > 1 for count in followed.values()):
+            yield "a token was renewed twice"
+        holders = Counter(one.person for one in self.subscriptions if one.ended is None)
+        if any(count > 1 for count in holders.values()):
+            yield "somebody has two tiers"
+        for subscription in self.subscriptions:
+            if not 0 <= subscription.refunded <= subscription.price:
+                yield "more was paid back for a month than it cost"
         for bonus in self.bonuses:
             if not 0 <= bonus.taken_back <= bonus.paid_out <= bonus.amount:
                 yield "a bonus was paid or taken back twice"
+
+
+def month_after(moment: datetime, months: int) -> datetime:
+    """Return the same day so many months later, the last one where that month is shorter."""
+    year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
+    for day in range(moment.day, moment.day - 4, -1):
+        try:
+            return moment.replace(year=year, month=month + 1, day=day)
+        except ValueError:
+            continue
+    raise AssertionError(moment)

@@ -56,13 +56,16 @@ class Selling(World):
     @rule(who=WHICH, amount=st.integers(1, 60_000))
     def someone_tops_up(self, who: int, amount: int) -> None:
         if person := self.buyer(who):
-            self.post(
-                person,
-                "currency/mock-purchase",
-                {"amount": money(amount)},
-                lambda: self.model.top_up(person, amount),
-                other=("currency/mock-purchase", {"amount": money(amount + 1)}),
-            )
+            self.top_up(person, amount)
+
+    def top_up(self, person: Person, amount: int) -> None:
+        self.post(
+            person,
+            "currency/mock-purchase",
+            {"amount": money(amount)},
+            lambda: self.model.top_up(person, amount),
+            other=("currency/mock-purchase", {"amount": money(amount + 1)}),
+        )
 
     @rule(who=WHICH)
     def someone_spends_all_they_have(self, who: int) -> None:
@@ -92,6 +95,8 @@ class Selling(World):
             return None
         token, answer = sold
         self.ids[token] = uuid.UUID(answer["id"])
+        self.secrets[token] = answer["token"]
+        assert answer["auto_renew"] is token.renews
         assert cents(answer["cost_znc"]) == token.paid
         assert cents(answer["new_balance"]) == person.balance
         return token
@@ -114,6 +119,7 @@ class Selling(World):
             assert cents(answer["new_balance"]) == person.balance
             for token, shown in zip(tokens, answer["tokens"], strict=True):
                 self.ids[token] = uuid.UUID(shown["id"])
+                self.secrets[token] = shown["token"]
                 assert cents(shown["cost_znc"]) == token.paid
             if used is not None:
                 self.use(tokens[0], used)
@@ -152,13 +158,18 @@ class Selling(World):
     def revoke(self, token: Token) -> None:
         answer = self.signed_in(self.users[token.owner]).delete(f"/api/v1/tokens/{self.ids[token]}")
         before = len(token.payer.history)
+        scheduled = token.is_scheduled(self.model.now)
         agreed = self.agree("revoke", code_of(answer), lambda: self.model.revoke(token, refund=True))
         if agreed:
             body = answer.json()
-            received = agreed.said if token.payer is token.owner else 0
+            received = sum(amount for one, amount in agreed.said if one.payer is token.owner)
             assert (cents(body["refund_amount"]), cents(body["new_balance"])) == (received, token.owner.balance)
             if token.payer is not token.owner:
                 self.did("given token revoked")
+            if token.predecessor is not None:
+                self.did(f"successor revoked {'before its start' if scheduled else 'in use'}")
+            if len(agreed.said) > 1:
+                self.did("token revoked with its successor")
             refunded = "refunded" if len(token.payer.history) > before else "not refunded"
             self.did(f"{'unused' if token.activated is None else 'used'} token {refunded}")
 
