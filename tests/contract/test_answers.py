@@ -215,7 +215,7 @@ def test_money_is_a_string_with_two_places_and_time_is_utc(client, user, token, 
 @pytest.mark.parametrize("operation", LISTS, ids=str)
 def test_a_list_has_its_four_parts_and_its_bounds(many_requests, client, token, operation: Operation):
     def get(query: str) -> Any:
-        return client.get(f"{operation.url()}?{query}")
+        return client.get(f"{operation.url(token.pk)}?{query}")
 
     whole = get("").json()
     assert {"items", "total", "limit", "offset"} <= set(whole)

@@ -231,6 +231,7 @@ def requests(draw: st.DrawFn) -> tuple[Operation, dict[str, Any], str, dict[str,
     return operation, body, query, draw(_ANY_HEADERS)
 
 
+@pytest.mark.timeout(600)
 @hypothesis_settings(
     max_examples=300,
     deadline=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import signal
 import sys
@@ -129,7 +130,8 @@ def test_a_neighbour_is_frozen_and_thawed(battered_stack: Stack, name: str):
     frozen = _processes(battered_stack.var_dir, name)
     family = [process for parent in frozen for process in [parent, *parent.children(recursive=True)]]
     for process in family:
-        process.send_signal(signal.SIGSTOP)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGSTOP)
     try:
         deadline = time.monotonic() + 8
         proxied = []
@@ -138,7 +140,8 @@ def test_a_neighbour_is_frozen_and_thawed(battered_stack: Stack, name: str):
             time.sleep(0.1)
     finally:
         for process in reversed(family):
-            process.send_signal(signal.SIGCONT)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
 
     # The gateway goes on: from Redis while PostgreSQL is away, from PostgreSQL while Redis is.
     assert set(proxied) == {200}
@@ -161,7 +164,9 @@ def test_a_neighbour_is_killed_and_started_again(battered_stack: Stack, name: st
     buyers = _buy(battered_stack, 3)
 
     for process in _processes(battered_stack.var_dir, name):
-        process.kill()
+        # PostgreSQL's own children come and go.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     wait_until(battered_stack.healthy, seconds=20, what="the service is ready again")
 
     before = {buyer: len(buyer.acknowledged) for buyer in buyers}

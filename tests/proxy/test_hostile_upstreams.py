@@ -20,8 +20,8 @@ pytestmark = pytest.mark.django_db
 
 #: Seconds; the answers below are late by more than these.
 FIRST_BYTE, IDLE, TOTAL = 0.4, 0.5, 1.2
-#: Within which every vector must be over.
-BOUND = TOTAL + 1.0
+#: Within which every vector must be over, on a busy machine too; what is unbounded takes for ever.
+BOUND = TOTAL + 15.0
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 FORGED = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nX-Forged: 1\r\n\r\nforged"

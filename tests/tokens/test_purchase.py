@@ -58,6 +58,7 @@ def test_a_token_is_bought():
         "revoked_at": None,
         "time_remaining_seconds": None,
         "device": None,
+        "allowed_ips": [],
         "auto_renew": False,
         "renewal": {"status": "off", "due_at": None, "paused_reason": "", "renewed_by": None},
         "renews": None,
