@@ -261,10 +261,12 @@ def test_revive_starts_what_has_died(var_dir: Path) -> None:
             time.sleep(0.02)
         said: list[str] = []
         lease.revive(said.append)
-        assert said == ["Starting PostgreSQL", "Starting Redis"]
+        # On a slow machine a step that takes long says so in a line of its own.
+        assert [line for line in said if line.startswith("Starting")] == ["Starting PostgreSQL", "Starting Redis"]
         assert read(var_dir) == (["a"], "a")
+        said.clear()
         lease.revive(said.append)
-        assert len(said) == 2
+        assert not said
     assert_nothing_left(var_dir)
 
 
