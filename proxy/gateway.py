@@ -164,7 +164,7 @@ class Gateway:
             loop.create_task(self._refresh_targets(), name="gateway-targets"),
             loop.create_task(self._prober.run(), name="gateway-prober"),
         ]
-        # What is loaded by now stays for good; looking through it again and again would cost a tenth of the work.
+        # What is loaded by now stays for good; it need not be looked through again and again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(25_000, 20, 20)
