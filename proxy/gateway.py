@@ -27,6 +27,7 @@ from django.db import DatabaseError
 from proxy import answers, breaker, keys, metering, selectors, targets, upstream, upstream_services
 from proxy.cors import Cors
 from proxy.database import Database, DatabaseAway
+from proxy.edge import Edge, may_be_carried, refuse_failed
 from proxy.exceptions import MalformedAnswer, MalformedRequest, Refused
 from proxy.gate import Gate
 from proxy.headers import (
@@ -51,6 +52,7 @@ from proxy.streams import BROKEN_OFF, CLIENT_GONE, IDLE, STREAMING, TICK, UPLOAD
 from proxy.targets import TargetSpec
 from proxy.upstream_protocol import UpstreamBroke, UpstreamInvalid, UpstreamProtocol, UpstreamStale
 from proxy.validation import (
+    ADMIT,
     DEVICE_MALFORMED,
     DEVICE_MISSING,
     DEVICE_OK,
@@ -100,6 +102,8 @@ _REFUSALS = {
     Outcome.CONCURRENCY_LIMITED: "concurrency_limited",
     Outcome.QUOTA_EXCEEDED: "quota_exceeded",
 }
+#: The outcome of a request that a carrier in front was told to take to a server.
+HANDED_OVER = "handed_over"
 _EMPTY_END = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
@@ -138,6 +142,7 @@ class Gateway:
         self.metrics = Metrics(self)
         self._body_max = int(conf["body_max_bytes"])
         self._forwarding = Forwarding()
+        self.edge = Edge(settings.EDGE_SECRET)
         self.cors = Cors(settings.CORS_ALLOWED_ORIGINS)
         self._limit_headers = LimitHeaders(settings.RATE_LIMITS["proxy"])
         self._access_log = logging.getLogger("proxy.access") if conf.get("access_log") else None
@@ -410,8 +415,13 @@ class Gateway:
         table = self._table
         return b"" if table is None else table.scopes_of(below, method)
 
-    async def admit(self, found: Incoming, below: bytes, method: str, address: str) -> tuple[str, Decision]:
-        """Return the token's digest and the decision that lets the request pass. Raises :class:`Refused`."""
+    async def admit(
+        self, found: Incoming, below: bytes, method: str, address: str, *, mode: bytes = ADMIT
+    ) -> tuple[str, Decision]:
+        """Return the token's digest and the decision that lets the request pass. Raises :class:`Refused`.
+
+        ``RECHECK`` is for what has been admitted and counted before.
+        """
         if self.gate.closed:
             raise Refused("gateway_closed")
         digest = self.digest_of(found)
@@ -423,7 +433,7 @@ class Gateway:
             device_state = DEVICE_MALFORMED
         open_scopes = self._open_scopes(below, method)
         try:
-            decision = await self.validator.decide(digest, found.device, device_state, open_scopes, address)
+            decision = await self.validator.decide(digest, found.device, device_state, open_scopes, address, mode=mode)
         except ValidationAway:
             raise Refused("service_unavailable") from None
         outcome = decision.outcome
@@ -496,7 +506,35 @@ class Gateway:
                 return
             client = scope.get("client")
             address, forwarding = self._forwarding.of(client[0] if client else "", scope["scheme"], found)
-            digest, decision = await self.admit(found, below, method, address)
+            carriers = self.edge.servers(found.edge) if found.edge else None
+            if carriers is None:
+                digest, decision = await self.admit(found, below, method, address)
+            else:
+                self.edge.restore(found)
+                failure, failed = self.edge.failure(found)
+                mode = RECHECK if failure else ADMIT
+                digest, decision = await self.admit(found, below, method, address, mode=mode)
+                if failure:
+                    self.upstream.suspect(failed)
+                    refuse_failed(failure, method)
+                elif may_be_carried(found, method, decision) and (
+                    target := self.upstream.hand_over(decision.scope, carriers)
+                ):
+                    headers = self.edge.handover(
+                        target,
+                        below=below,
+                        query=scope["query_string"],
+                        found=found,
+                        decision=decision,
+                        address=address,
+                        forwarding=forwarding,
+                        request_id=request_id,
+                    )
+                    headers.extend(self.limit_headers(decision))
+                    await send({"type": "http.response.start", "status": 200, "headers": headers, BODY_FOLLOWS: True})
+                    await send(_EMPTY_END)
+                    code = HANDED_OVER
+                    return
         except Refused as refusal:
             code = refusal.code
             await self.refuse(send, refusal, found, request_id or new_request_id(), method)

@@ -46,7 +46,13 @@ PUBLIC_PREFIX = "/api/v1/proxy"
     _LANGUAGE,
     _AGENT,
     _ORIGIN,
-) = range(21)
+    _ACCEPT,
+    _ACCEPT_CODING,
+    _EDGE,
+    _EDGE_CONNECTION,
+    _EDGE_FAILED,
+    _HEEDED,
+) = range(27)
 
 _SPECIAL = {
     b"x-access-token": _TOKEN,
@@ -68,6 +74,12 @@ _SPECIAL = {
     b"accept-language": _LANGUAGE,
     b"user-agent": _AGENT,
     b"origin": _ORIGIN,
+    b"accept": _ACCEPT,
+    b"accept-encoding": _ACCEPT_CODING,
+    # What the carrier in front says of itself, see :mod:`proxy.edge`; from anybody else it counts for nothing.
+    b"x-zenzefi-edge": _EDGE,
+    b"x-zenzefi-edge-connection": _EDGE_CONNECTION,
+    b"x-zenzefi-edge-failed": _EDGE_FAILED,
 }
 _HOP_BY_HOP = frozenset(
     {
@@ -93,6 +105,16 @@ _OURS_UPSTREAM = frozenset(
         *(b"x-forwarded", b"x-rewrite-url", b"x-http-host-override", b"x-host"),
     }
 )
+#: Headers that never reach the upstream and mean nothing to us: whoever carries a request in our place leaves them
+#: out by name (:mod:`proxy.edge_config`). Any other one that is dropped makes a request ours to carry.
+LEFT_OUT = frozenset(
+    {
+        *_OURS_UPSTREAM,
+        *(b"keep-alive", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"http2-settings"),
+        *(b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-prefix", b"x-forwarded-ssl", b"x-forwarded-scheme"),
+        *(b"x-original-url", b"x-original-uri", b"x-original-host", b"x-original-for", b"x-original-forwarded-for"),
+    }
+)
 _TOKEN_CHARS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _DEVICE_ID = re.compile(rb"[\x21-\x7e]{8,255}")
@@ -111,6 +133,8 @@ def _classify(name: bytes) -> int:
     plain = name.lower().replace(b"_", b"-")
     ours = plain in _SPECIAL or plain in _OURS_UPSTREAM or plain.startswith((b"x-forwarded-", b"x-original-"))
     kind = _SPECIAL.get(name, _DROP) if ours or plain in _HOP_BY_HOP else _PASS
+    if kind == _DROP and name not in LEFT_OUT:
+        kind = _HEEDED
     # Bounded: names are the caller's choice.
     if len(_kinds) < 2048:
         _kinds[name] = kind
@@ -123,10 +147,14 @@ class Incoming:
     # Defaults stand in the class: most requests have few of these.
     token = device = host = connection = via = b""
     forwarded_for = forwarded_proto = forwarded_host = forwarded = b""
-    request_id = accept_language = user_agent = origin = b""
+    request_id = accept_language = user_agent = origin = accept = accept_coding = b""
+    #: Of the carrier in front, unproved.
+    edge = edge_connection = edge_failed = b""
     tokens = device_seen = hosts = lengths = codings = 0
     length: int | None = None
     chunked = expects_continue = False
+    #: Something was left out of the lines that only we know to leave out.
+    cleansed = False
 
     def __init__(self) -> None:
         #: Header lines that may reach the upstream.
@@ -166,6 +194,12 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
         elif kind == _DEVICE:
             found.device = value
             found.device_seen += 1
+        elif kind == _ACCEPT:
+            found.accept = value
+            lines.append(b"accept: %b\r\n" % value)
+        elif kind == _ACCEPT_CODING:
+            found.accept_coding = value
+            lines.append(b"accept-encoding: %b\r\n" % value)
         elif kind == _LANGUAGE:
             found.accept_language = value
             lines.append(b"accept-language: %b\r\n" % value)
@@ -186,10 +220,15 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
             if value.lower() == b"100-continue":
                 found.expects_continue = True
         elif kind == _COOKIE:
-            if value := _without_our_cookies(value):
-                lines.append(b"cookie: %b\r\n" % value)
+            kept = _without_our_cookies(value)
+            if kept is not value:
+                found.cleansed = True
+            if kept:
+                lines.append(b"cookie: %b\r\n" % kept)
         elif kind == _AUTHORIZATION:
-            if not _is_our_authorization(value):
+            if _is_our_authorization(value):
+                found.cleansed = True
+            else:
                 lines.append(b"authorization: %b\r\n" % value)
         elif kind == _VIA:
             found.via = found.via + b", " + value if found.via else value
@@ -206,6 +245,14 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
         elif kind == _ORIGIN:
             found.origin = value
             lines.append(b"origin: %b\r\n" % value)
+        elif kind == _EDGE:
+            found.edge = value
+        elif kind == _HEEDED:
+            found.cleansed = True
+        elif kind == _EDGE_CONNECTION:
+            found.edge_connection = value
+        elif kind == _EDGE_FAILED:
+            found.edge_failed = value
         elif kind == _BAD:
             raise MalformedRequest("a header name is not a token")
     if found.lengths + found.codings > 1:
@@ -217,15 +264,16 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
     if found.chunked and http_version == "1.0":
         raise MalformedRequest("HTTP/1.0 has no Transfer-Encoding")
     if found.connection and found.connection not in _PLAIN_CONNECTION:
-        _drop_named_in_connection(found)
+        drop_named_in_connection(found)
     return found
 
 
-def _drop_named_in_connection(found: Incoming) -> None:
+def drop_named_in_connection(found: Incoming) -> None:
     """RFC 9110 §7.6.1: a header that Connection names is for this hop only."""
     named = {option.strip().lower() for option in found.connection.split(b",")}
     named -= {b"close", b"keep-alive", b"upgrade", b"te", b""}
     if named:
+        found.cleansed = True
         found.lines[:] = [line for line in found.lines if line.partition(b":")[0].lower() not in named]
 
 
@@ -333,6 +381,12 @@ _DROPPED_ANSWER = _HOP_BY_HOP | {
     b"ratelimit-policy",
     # It would send the client to the upstream's own HTTP/3 port, around us.
     b"alt-svc",
+    # Orders to an nginx in front of us, which would act on them: serve another address, a file, at another speed.
+    b"x-accel-redirect",
+    b"x-accel-buffering",
+    b"x-accel-charset",
+    b"x-accel-expires",
+    b"x-accel-limit-rate",
 }
 _ANSWER_PASS, _ANSWER_DROP, _ANSWER_LENGTH, _ANSWER_ENCODING, _ANSWER_LOCATION, _ANSWER_COOKIE, _ANSWER_VIA = range(7)
 _ANSWER_CONNECTION, _ANSWER_TYPE, _ANSWER_CORS, _ANSWER_CODING = 7, 8, 9, 10

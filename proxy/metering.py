@@ -53,27 +53,42 @@ class Meter:
             return
         exchange.reported_in = exchange.bytes_in
         exchange.reported_out = exchange.bytes_out
-        now = int(time() * 1000)
-        key = (exchange.token_id, exchange.device)
+        self.count(
+            exchange.token_id,
+            exchange.device,
+            exchange.user_id,
+            exchange.address,
+            exchange.user_agent,
+            requests,
+            bytes_in,
+            bytes_out,
+            int(time() * 1000),
+        )
+
+    def count(
+        self,
+        token_id: bytes,
+        device: bytes,
+        user_id: bytes,
+        address: str,
+        user_agent: bytes,
+        requests: int,
+        bytes_in: int,
+        bytes_out: int,
+        at: int,
+    ) -> None:
+        """Add to what a token moved on a device; ``at`` in milliseconds since the epoch."""
+        key = (token_id, device)
         row = self._rows.get(key)
         if row is None:
-            self._rows[key] = [
-                exchange.user_id,
-                exchange.address,
-                exchange.user_agent,
-                requests,
-                bytes_in,
-                bytes_out,
-                now,
-                now,
-            ]
+            self._rows[key] = [user_id, address, user_agent, requests, bytes_in, bytes_out, at, at]
         else:
-            row[1] = exchange.address
-            row[2] = exchange.user_agent
+            row[1] = address
+            row[2] = user_agent
             row[3] += requests
             row[4] += bytes_in
             row[5] += bytes_out
-            row[7] = now
+            row[7] = at
 
     def add_running(self) -> None:
         """Add the progress of everything that is still running."""

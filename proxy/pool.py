@@ -50,6 +50,7 @@ class Target:
         "_pool",
         "_session",
         "base",
+        "carrier_key",
         "circuit",
         "connector",
         "host",
@@ -77,6 +78,8 @@ class Target:
         #: Connections at once.
         self.limit = spec.max_connections or int(settings.GATEWAY["max_upstream_connections"])
         self.tls = tls
+        #: What a carrier in front calls it.
+        self.carrier_key = spec.carrier_key
         self.connector = TCPConnector(limit=self.limit, keepalive_timeout=30.0, ttl_dns_cache=10, loop=loop)
         self.connector._factory = partial(UpstreamProtocol, loop=loop)  # type: ignore[assignment]
         self.route = Route("GET", url, ssl=tls, loop=loop)
@@ -129,6 +132,8 @@ class Pool:
         self._of_scope: dict[bytes, list[Target]] = {}
         #: Servers whose circuit is not closed. Empty while everything works.
         self._tripped: list[Target] = []
+        #: Servers that a carrier in front failed with, as long as we have not asked them ourselves.
+        self._suspects: set[Target] = set()
         # A pool slot, name resolution, TCP and TLS, together.
         self._timeout = ClientTimeout(connect=settings.GATEWAY["connect_timeout"], ceil_threshold=3600)
         self._background: set[asyncio.Task[Any]] = set()
@@ -169,6 +174,7 @@ class Pool:
             target.rewriter = Rewriter([*own, *urls])
         self._retired += [target for target in self.targets if target not in targets]
         self.targets = targets
+        self._suspects.intersection_update(targets)
         self._of_scope = {}
         self._review()
         await self._close_retired()
@@ -321,6 +327,27 @@ class Pool:
                     raise UpstreamUnreachable(repr(exc)) from exc
                 never, failure = target, exc
 
+    def hand_over(self, scope: bytes, carriers: frozenset[str]) -> Target | None:
+        """Return the server that a carrier in front shall take a request to; ``carriers`` are those it knows.
+
+        ``None`` when the request is better relayed by this worker: no such server works, one is to be looked at, or
+        its answers count as failures, of which a carrier does not tell in time.
+        """
+        targets = self._of_scope.get(scope)
+        if targets is None:
+            targets = self._serving(scope)
+        if self._suspects and any(one.circuit.closed and one in targets for one in self._suspects):
+            return None
+        if self._tripped:
+            now = monotonic()
+            if any(not one.circuit.closed and one.circuit.due_at() <= now for one in targets):
+                return None
+        for target in targets:
+            if target.carrier_key not in carriers or target.spec.counts_gateway_errors:
+                targets = [one for one in targets if one.carrier_key in carriers and not one.spec.counts_gateway_errors]
+                break
+        return self._least_loaded(targets, None)
+
     # --- learning
 
     def connecting_failed(self, exchange: Exchange, error: Exception) -> None:
@@ -331,11 +358,19 @@ class Pool:
         self.failed(exchange, str(error) or type(error).__name__)
         exchange.leave_target()
 
+    def suspect(self, carrier_key: str) -> None:
+        """A carrier in front failed with a server. We relay until we have seen for ourselves how it is.
+
+        Failures in a row are what opens a circuit, and of the answers that a carrier had between them we do not know.
+        """
+        self._suspects.update(target for target in self.targets if target.carrier_key == carrier_key)
+
     def failed(self, exchange: Exchange, error: str) -> None:
         """The exchange's server failed before it answered."""
         target = exchange.target
         if target is None or not target.circuit.fail(error, by=exchange):
             return
+        self._suspects.discard(target)
         logger.warning("Server %s gets no requests for now: %s", target.spec.name, error)
         self._review()
         self._do(breaker.share_opening(self._link, target.spec.id, target.circuit))
@@ -349,6 +384,8 @@ class Pool:
         if status in GATEWAY_ERRORS and target.spec.counts_gateway_errors:
             self.failed(exchange, f"answered {status}")
             return
+        if self._suspects:
+            self._suspects.discard(target)
         circuit = target.circuit
         circuit.failures = 0
         if circuit.trial is exchange:

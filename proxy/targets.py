@@ -45,6 +45,16 @@ class TargetSpec:
     def is_secure(self) -> bool:
         return self.url.startswith("https:")
 
+    @property
+    def carrier_key(self) -> str:
+        """Names the server to a carrier in front (:mod:`proxy.edge`).
+
+        Another one with every change of what a carrier is configured with: one that has not been told of the change
+        does not know the new name, and is given nothing to carry to the old address.
+        """
+        reached = (self.id, self.url, self.host, self.ca_certificates, self.client_certificate, self.client_key)
+        return hashlib.sha256("\0".join(reached).encode()).hexdigest()[:16]
+
     def reaches_like(self, other: TargetSpec) -> bool:
         """Whether connections made for one can carry requests meant for the other."""
         ours = (self.url, self.host, self.max_connections, self.ca_certificates)

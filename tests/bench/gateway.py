@@ -45,6 +45,7 @@ class Gateway:
     front: Front
     supervisor: int
     redis_pid: int
+    environment: dict[str, str]
 
     def workers(self) -> list[psutil.Process]:
         """gunicorn's worker processes: those that carry the bytes."""
@@ -55,6 +56,10 @@ class Gateway:
                 if _is_gunicorn(process) and parent is not None and _is_gunicorn(parent):
                     found.append(process)
         return found
+
+    def meters(self) -> list[psutil.Process]:
+        """What receives the log of a carrier in front."""
+        return [one for one in family_of(self.supervisor) if "edge_meter" in one.cmdline()]
 
     def broker(self) -> list[psutil.Process]:
         """The Redis server that answers for every request."""
@@ -149,7 +154,7 @@ def gateway(
                 return [*found[0].workers(), *found[0].broker()]
 
             front = Front("gateway", f"{base_url}/api/v1/proxy", processes, headers)
-            found.append(Gateway(front, supervisor.pid, redis_pid))
+            found.append(Gateway(front, supervisor.pid, redis_pid, environment))
             _prove(front)
             if len(found[0].workers()) != workers:
                 raise BenchError(f"{len(found[0].workers())} gateway workers run, not {workers}.")

@@ -31,6 +31,13 @@ class Front:
         return self.base_url + path
 
 
+def nginx_program() -> str:
+    program = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)
+    if program is None:
+        raise BenchError("nginx is missing: install it (Debian: apt-get install nginx-light) and run again.")
+    return program
+
+
 def _configuration(directory: Path, servers: str) -> str:
     # Run as root, nginx gives its workers to an account that may not enter our private directory.
     user = "user root;" if os.geteuid() == 0 else ""
@@ -62,9 +69,7 @@ http {{
 
 @contextlib.contextmanager
 def _nginx(directory: Path, servers: str, ports: list[int]) -> Iterator[ProcessList]:
-    program = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)
-    if program is None:
-        raise BenchError("nginx is missing: install it (Debian: apt-get install nginx-light) and run again.")
+    program = nginx_program()
     directory.mkdir(parents=True)
     configuration = directory / "nginx.conf"
     configuration.write_text(_configuration(directory, servers))

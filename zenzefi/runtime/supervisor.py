@@ -167,6 +167,8 @@ class Supervisor:
         celery = [sys.executable, quiet, "-m", "celery", "-q", "-A", "zenzefi"]
         worker = [*celery, "worker", "--concurrency=2", f"--hostname=zenzefi@{self.directory.name}"]
         beat = [*celery, "beat", "--pidfile=", f"--schedule={settings.VAR_DIR / 'beat-schedule'}"]
+        # Receives the log of the nginx in front, if there is one.
+        meter = [sys.executable, "manage.py", "edge_meter"]
         web = program("gunicorn", "-c", "python:zenzefi.runtime.gunicorn_conf")
         plan = []
         if demo is not None:
@@ -184,6 +186,7 @@ class Supervisor:
             # Tasks are acknowledged late and safe to run twice, so one that takes longer is simply repeated.
             Child("worker", [*worker, "--without-gossip", "--without-mingle"], counted, stop_seconds=3),
             Child("beat", beat, environ, stop_seconds=2),
+            *([Child("edge", meter, counted, stop_seconds=5)] if settings.EDGE_SECRET else []),
         ]
 
     def _await_health(self) -> None:
@@ -291,7 +294,7 @@ class Supervisor:
         # Ours as well as gunicorn's: connections are refused now, not left in a queue nobody serves.
         if self.listener is not None:
             self.listener.close()
-        for role in ("web", "worker", "beat", "upstream"):
+        for role in ("web", "edge", "worker", "beat", "upstream"):
             if role in by_role:
                 self._stop(by_role[role])
         if self.lease is not None:

@@ -317,6 +317,9 @@ GATEWAY = {
     # A line per proxied request in the log. At thousands a second it costs more than the relaying.
     "access_log": env.boolean("GATEWAY_ACCESS_LOG", False),
 }
+# What a carrier in front proves itself with, and where its log is received; without a secret there is no edge mode.
+EDGE_SECRET = env.secret("EDGE_SECRET")
+EDGE_LOG = env.datagram_address("EDGE_LOG", "127.0.0.1:5140")
 
 # --- E-mail
 EMAIL_URL = env.string("EMAIL_URL", "file")

@@ -149,6 +149,22 @@ class Environment:
         value = self.raw(name, default)
         return (BASE_DIR / value).absolute() if value else None
 
+    def datagram_address(self, name: str, default: str = "") -> str:
+        """Return ``unix:/path`` or ``host:port``, where datagrams are received."""
+        value = self.raw(name, default)
+        host, _, port = value.rpartition(":")
+        if value.startswith("unix:/") or (host and port.isdecimal() and 0 < int(port) < 65536):
+            return value
+        raise ConfigurationError(f"{name} must be host:port or unix:/path, not {value!r}.")
+
+    def secret(self, name: str) -> str:
+        """Return a secret that fits into a configuration file without quoting; empty when unset."""
+        value = self.raw(name)
+        if value and not re.fullmatch(r"[A-Za-z0-9_-]{32,128}", value):
+            # The value is not repeated: it may be a secret that is only too short.
+            raise ConfigurationError(f"{name} must be 32 to 128 letters, digits, - and _.")
+        return value
+
     def existing_file(self, name: str) -> Path | None:
         path = self.path(name)
         if path is not None and not path.is_file():

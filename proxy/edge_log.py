@@ -1,0 +1,278 @@
+"""What a carrier in front moved, told by its access log over a local syslog socket (RFC 3164), into the metering.
+
+One datagram for each request that was carried, when it is over. They are received by a process of its own, which does
+nothing else and so is always there to read: what finds the socket's buffer full is lost, and nobody repeats it. That it
+happened shows where the metrics of what was handed over and of what was logged drift apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import socket
+import stat
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from prometheus_client import Counter
+
+from proxy import keys
+from proxy.database import Database
+from proxy.limits import day_number, month_number
+from proxy.metering import Meter
+from proxy.redis_link import RedisLink
+from proxy.streams import Registry
+from proxy.validation import SCRIPTS
+from zenzefi.lib import clock
+
+logger = logging.getLogger(__name__)
+
+#: Fields of a line, as ``log_format`` has them, each in quotes. nginx writes a quote in a value as ``\\x22``.
+FIELDS = (
+    "$carry_token",
+    "$carry_user",
+    "$carry_log",
+    "$http_x_device_id",
+    "$upstream_header_time",
+    "$upstream_response_length",
+    "$body_bytes_sent",
+    "$msec",
+    "$http_user_agent",
+)
+#: Bytes asked for as the socket's buffer: about ten thousand lines. The kernel may give less (net.core.rmem_max).
+RECEIVE_BUFFER = 8 * 2**20
+#: Lines read at one go before other work gets its turn.
+_AT_ONCE = 1000
+#: Linux's number of it, which the library does not name.
+_SO_RCVBUFFORCE = 33
+_ESCAPE = re.compile(rb"\\x([0-9A-F]{2})")
+
+LINES = Counter("zenzefi_proxy_edge_lines_total", "Lines of carriers' logs by what became of them", ["outcome"])
+
+
+class MalformedLine(Exception):
+    """A datagram is not a line of a carrier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """One request that a carrier took to a server."""
+
+    token_id: bytes
+    user_id: bytes
+    device: bytes
+    #: The client's, as the decision knew it.
+    address: str
+    user_agent: bytes
+    #: The server has begun to answer.
+    reached: bool
+    #: Bytes of the answer's body that the client was sent.
+    bytes_out: int
+    #: When it was over, milliseconds since the epoch.
+    at: int
+    #: Counted against a quota of requests, to which it is given back where no server answered.
+    counted: bool
+
+
+def tag(secret: str) -> str:
+    """Return the syslog tag by which lines prove to be a carrier's: anybody on the machine can send datagrams.
+
+    RFC 3164 §5.3 allows it 32 letters and digits.
+    """
+    return "z" + hmac.digest(secret.encode(), b"edge log", hashlib.sha256).hex()[:31]
+
+
+def parse(datagram: bytes, tag_: bytes) -> Carried:
+    """Read one line. Raises :class:`MalformedLine`."""
+    head, separator, line = datagram.partition(b": ")
+    if not separator or not hmac.compare_digest(head.rpartition(b" ")[2], tag_):
+        raise MalformedLine("not from a carrier")
+    values = line.strip(b"\n").removeprefix(b'"').removesuffix(b'"').split(b'" "')
+    if len(values) != len(FIELDS):
+        raise MalformedLine("another number of fields")
+    token, user, ours, device, first_byte, received, sent, moment, agent = values
+    address, _, counted = ours.partition(b" ")
+    try:
+        # Both are texts that PostgreSQL takes as they are.
+        UUID(token.decode("ascii")), UUID(user.decode("ascii"))
+        # Of a request that went through several locations these are lists; the last is the carrier's own.
+        reached = _last(first_byte) != b"-"
+        carried = int(sent)
+        if reached and (length := _last(received)).isdigit():
+            # What a chunked answer's framing adds is nobody's traffic.
+            carried = min(carried, int(length))
+        at = round(float(moment) * 1000)
+    except ValueError as exc:
+        raise MalformedLine(str(exc)) from None
+    return Carried(
+        token_id=token,
+        user_id=user,
+        device=_plain(device),
+        address=address.decode("latin-1") if address != b"-" else "",
+        user_agent=_plain(agent) if agent != b"-" else b"",
+        reached=reached,
+        bytes_out=carried if reached else 0,
+        at=at,
+        counted=counted == b"1",
+    )
+
+
+def _last(values: bytes) -> bytes:
+    return values.replace(b":", b",").rpartition(b",")[2].strip()
+
+
+def _plain(value: bytes) -> bytes:
+    """Undo what nginx's log escapes."""
+    if b"\\" not in value:
+        return value
+    return _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), value)
+
+
+class EdgeLog:
+    """Receives carriers' lines and meters them. Must be started inside the event loop."""
+
+    def __init__(self) -> None:
+        self._tag = tag(settings.EDGE_SECRET).encode()
+        self._link = RedisLink(settings.REDIS_URL, timeout=settings.REDIS_TIMEOUT, scripts=SCRIPTS)
+        self._database = Database(threads=1, timeout=settings.DATABASE_TIMEOUT + 1, backlog=16)
+        self.meter = Meter(self._link, self._database, Registry())
+        self._prefix = keys.prefix().encode()
+        self._given_back: dict[bytes, int] = {}
+        self._seen = {"counted": 0, "unanswered": 0, "malformed": 0}
+        self._socket: socket.socket | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Bind and begin. Raises :class:`OSError` when the address cannot be had."""
+        self._socket = _bind(settings.EDGE_LOG)
+        await self._link.start()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._socket.fileno(), self._read)
+        self._task = loop.create_task(self._every_second(), name="edge-log-second")
+
+    async def stop(self) -> None:
+        """Read what has come and hand over every count."""
+        assert self._socket is not None and self._task is not None
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self._read()
+        self._socket.close()
+        if settings.EDGE_LOG.startswith("unix:"):
+            Path(settings.EDGE_LOG.removeprefix("unix:")).unlink(missing_ok=True)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._flush()
+        await self.meter.drain()
+        await self._link.stop()
+        self._database.stop()
+
+    @property
+    def address(self) -> Any:
+        """The socket's own name, as the kernel has it."""
+        assert self._socket is not None
+        return self._socket.getsockname()
+
+    def _read(self) -> None:
+        receive = self._socket.recv  # type: ignore[union-attr]
+        for _ in range(_AT_ONCE):
+            try:
+                datagram = receive(65536)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                logger.warning("The carrier's log could not be read: %s", exc)
+                return
+            self.take(datagram)
+
+    def take(self, datagram: bytes) -> None:
+        """Meter one line; what is none is counted and forgotten."""
+        try:
+            line = parse(datagram, self._tag)
+        except MalformedLine as exc:
+            self._seen["malformed"] += 1
+            # Not the line itself: it has addresses and devices in it, or is anybody's.
+            logger.debug("A datagram is not a carrier's line: %s", exc)
+            return
+        if not line.reached:
+            self._seen["unanswered"] += 1
+            if line.counted:
+                self._given_back[line.token_id] = self._given_back.get(line.token_id, 0) + 1
+            return
+        self._seen["counted"] += 1
+        self.meter.count(
+            line.token_id,
+            line.device,
+            line.user_id,
+            line.address,
+            line.user_agent,
+            1,
+            0,
+            line.bytes_out,
+            min(line.at, int(time() * 1000)),
+        )
+
+    async def _every_second(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                self._link.check()
+                self._flush()
+                await self.meter.flush()
+            except Exception:
+                # This loop must outlive any surprise: without it nothing is metered.
+                logger.exception("The carrier's log could not be metered")
+
+    def _flush(self) -> None:
+        for outcome, count in self._seen.items():
+            LINES.labels(outcome).inc(count)
+            self._seen[outcome] = 0
+        if not self._link.up:
+            return
+        now = clock.now()
+        given_back, self._given_back = self._given_back, {}
+        for token_id, count in given_back.items():
+            self._link.tell(b"HINCRBY", b"%bday:%b:%d" % (self._prefix, token_id, day_number(now)), b"admitted", -count)
+            self._link.tell(
+                b"HINCRBY", b"%bmonth:%b:%d" % (self._prefix, token_id, month_number(now)), b"admitted", -count
+            )
+
+
+def _bind(address: str) -> socket.socket:
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:"))
+        with suppress(FileNotFoundError):
+            if stat.S_ISSOCK(path.stat().st_mode):
+                path.unlink()
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        name: Any = str(path)
+    else:
+        host, _, port = address.rpartition(":")
+        family, kind, protocol, _, name = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+        )[0]
+        peer = socket.socket(family, kind, protocol)
+    try:
+        peer.bind(name)
+    except OSError:
+        peer.close()
+        raise
+    peer.setblocking(False)
+    _widen(peer)
+    return peer
+
+
+def _widen(peer: socket.socket) -> None:
+    """Ask for a buffer that a busy moment does not fill; root may have more than others."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            peer.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            return
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)

@@ -1,0 +1,99 @@
+"""Edge mode: nginx as ``deploy/nginx`` configures it in front of a gateway that hands requests over to it."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.bench.nginx import SMALL_SIZE, Front, nginx_program
+from tests.bench.processes import REPOSITORY, BenchError, family_of, running
+from tests.upstream import unused_port, wait_until
+
+SHIPPED = REPOSITORY / "deploy" / "nginx"
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """What the gateway and its carrier have to agree on."""
+
+    secret: str
+    log: str
+
+    def environment(self) -> dict[str, str]:
+        return {"EDGE_SECRET": self.secret, "EDGE_LOG": self.log, "TRUSTED_PROXIES": "127.0.0.1"}
+
+
+def edge_settings() -> EdgeSettings:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return EdgeSettings(secret="bench-" + os.urandom(20).hex(), log=f"127.0.0.1:{probe.getsockname()[1]}")
+
+
+def _configure(directory: Path, port: int, gateway: Front, workers: int, environment: dict[str, str]) -> None:
+    """Put together what ships and what `manage.py edge_config` writes; only addresses and accounts are ours."""
+    shutil.copytree(SHIPPED, directory)
+    user = "user root;" if os.geteuid() == 0 else ""
+    temporary = "".join(
+        f"    {name}_temp_path {directory}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    changes = {
+        "nginx.conf": [
+            ("user www-data;", f"{user}\ndaemon off;"),
+            ("worker_processes auto;", f"worker_processes {workers};"),
+            ("pid /run/nginx.pid;", f"pid {directory}/pid;"),
+            ("error_log /var/log/nginx/error.log warn;", f"error_log {directory}/error.log crit;"),
+            ("listen 80 backlog=2048;", f"listen 127.0.0.1:{port} backlog=4096;"),
+            ("keepalive_requests 100000;", "keepalive_requests 1000000000;"),
+            ("http {\n", f"http {{\n{temporary}"),
+        ],
+        "zenzefi/http.conf": [("server 127.0.0.1:8000 ", f"server {gateway.base_url.split('/')[2]} ")],
+    }
+    for name, replacements in changes.items():
+        text = (directory / name).read_text()
+        for old, new in replacements:
+            if text.count(old) != 1:
+                raise BenchError(f"deploy/nginx/{name} has not one {old!r}")
+            text = text.replace(old, new)
+        (directory / name).write_text(text)
+    command = [sys.executable, "manage.py", "edge_config", str(directory / "zenzefi")]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise BenchError(f"edge_config failed: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def edge_front(
+    directory: Path, gateway: Front, *, meters: list[psutil.Process], environment: dict[str, str], workers: int = 1
+) -> Iterator[Front]:
+    """nginx before `gateway`, whose processes count as its own, as does the one that reads its log."""
+    port = unused_port()
+    _configure(directory, port, gateway, workers, environment)
+    log = directory / "output.log"
+    command = [nginx_program(), "-p", str(directory), "-c", str(directory / "nginx.conf")]
+    with running(command, log=log) as child:
+
+        def accepts() -> bool:
+            if child.poll() is not None:
+                raise BenchError(f"nginx did not start: {log.read_text().strip()}")
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(accepts, seconds=10, what="nginx")
+        front = Front(
+            "edge mode",
+            f"http://127.0.0.1:{port}/api/v1/proxy",
+            lambda: [*family_of(child.pid), *gateway.processes(), *meters],
+            gateway.headers,
+        )
+        answer = httpx.get(front.url(f"/{SMALL_SIZE}"), headers=front.headers, timeout=30, trust_env=False)
+        if answer.status_code != 200 or len(answer.content) != SMALL_SIZE:
+            raise BenchError(f"edge mode answered {answer.status_code}: {answer.text[:300]}")
+        yield front

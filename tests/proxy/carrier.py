@@ -1,0 +1,163 @@
+"""The nginx of edge mode as ``deploy/nginx`` has it, in front of a gateway of a test, and what receives its log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import httpx
+from django.core.management import call_command
+
+from proxy.edge_log import EdgeLog
+from tests.proxy.live import DEVICE, LiveGateway
+from tests.upstream import unused_port, wait_until
+
+SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
+SECRET = "tests-only-edge-secret-0123456789abcdef"
+# Debian installs nginx where an ordinary user's PATH does not look.
+SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin"
+
+
+def nginx_program() -> str:
+    program = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)
+    assert program is not None, "nginx is missing"
+    return program
+
+
+class Carrier:
+    """nginx with the shipped configuration; only addresses, accounts and folders are the test's own."""
+
+    def __init__(self, directory: Path, *, gateway_port: int, workers: int = 1, debug: bool = False) -> None:
+        self.directory = directory
+        self.port = unused_port()
+        self._gateway_port = gateway_port
+        self._workers = workers
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error_level = "debug" if debug else "warn"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def configuration(self) -> Path:
+        return self.directory / "zenzefi"
+
+    @property
+    def errors(self) -> str:
+        """What nginx complained of."""
+        return (self.directory / "error.log").read_text()
+
+    def write(self) -> None:
+        """Put the configuration together, the generated part by the command that operators use."""
+        shutil.copytree(SHIPPED, self.directory, dirs_exist_ok=True)
+        main = self.directory / "nginx.conf"
+        # Run as root, nginx gives its workers to an account that may not enter the test's folder.
+        user = "user root;" if os.geteuid() == 0 else ""
+        temporary = "".join(
+            f"    {name}_temp_path {self.directory}/{name};\n" for name in ("proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        self._replace(
+            main,
+            ("user www-data;", f"{user}\ndaemon off;"),
+            ("worker_processes auto;", f"worker_processes {self._workers};"),
+            ("pid /run/nginx.pid;", f"pid {self.directory}/pid;"),
+            (
+                "error_log /var/log/nginx/error.log warn;",
+                f"error_log {self.directory}/error.log {self._error_level};",
+            ),
+            ("listen 80 backlog=2048;", f"listen 127.0.0.1:{self.port} backlog=2048;"),
+            ("http {\n", f"http {{\n    client_body_temp_path {self.directory}/body;\n{temporary}"),
+        )
+        self._replace(
+            self.configuration / "http.conf", ("server 127.0.0.1:8000 ", f"server 127.0.0.1:{self._gateway_port} ")
+        )
+        self.write_servers()
+
+    def write_servers(self) -> None:
+        with Path(os.devnull).open("w") as nowhere:
+            call_command("edge_config", str(self.configuration), stdout=nowhere)
+
+    @staticmethod
+    def _replace(path: Path, *changes: tuple[str, str]) -> None:
+        text = path.read_text()
+        for old, new in changes:
+            assert text.count(old) == 1, f"{path.name} has not one {old!r}"
+            text = text.replace(old, new)
+        path.write_text(text)
+
+    def start(self) -> Self:
+        (self.directory / "error.log").touch()
+        command = [nginx_program(), "-p", str(self.directory), "-c", str(self.directory / "nginx.conf")]
+        with (self.directory / "output.log").open("wb") as output:
+            self._process = subprocess.Popen(command, stderr=output, stdin=subprocess.DEVNULL)
+
+        def accepts() -> bool:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise AssertionError(f"nginx did not start: {(self.directory / 'output.log').read_text()}")
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+        wait_until(accepts, seconds=10, what="nginx")
+        return self
+
+    def reload(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(1)
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def client(self, token: str | None = None, *, device: str | None = DEVICE) -> httpx.Client:
+        """Return an HTTP client for paths below the proxy's prefix, through nginx."""
+        headers = {"Accept-Encoding": "identity"}
+        if token is not None:
+            headers["X-Access-Token"] = token
+        if device is not None:
+            headers["X-Device-ID"] = device
+        return httpx.Client(base_url=f"{self.url}/api/v1/proxy/", headers=headers, timeout=15, trust_env=False)
+
+    def raw(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+
+@contextlib.contextmanager
+def carrier(directory: Path, live: LiveGateway, **options: bool | int) -> Iterator[Carrier]:
+    one = Carrier(directory, gateway_port=live.port, **options)  # type: ignore[arg-type]
+    one.write()
+    one.start()
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+@contextlib.contextmanager
+def edge_log(live: LiveGateway) -> Iterator[EdgeLog]:
+    """Receive the log in the gateway's event loop."""
+
+    async def start() -> EdgeLog:
+        log = EdgeLog()
+        await log.start()
+        return log
+
+    log = live.run(start())
+    try:
+        yield log
+    finally:
+        live.run(log.stop())
