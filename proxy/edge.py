@@ -25,6 +25,8 @@ Header = tuple[bytes, bytes]
 CARRIED = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 #: Milliseconds before a token's end from which the gateway relays, so that it can cut what is open then.
 END_MARGIN_MS = 60_000
+#: Bytes of a client's name of itself: of a line that were too long for the log nothing would be metered.
+USER_AGENT_BYTES = 1024
 #: Location of a server in the carrier's configuration; the second is for answers that may come encoded.
 LOCATION, LOCATION_CODED = "zenzefi_", "zenzefi_coded_"
 #: How a carrier says that it failed, and the code of it.
@@ -123,6 +125,7 @@ def may_be_carried(found: Incoming, method: str, decision: Decision) -> bool:
         or found.origin
         # Event streams last, and must be cut when their token may not be used any more.
         or b"event-stream" in found.accept
+        or len(found.user_agent) > USER_AGENT_BYTES
     ):
         return False
     limits = decision.limits

@@ -187,7 +187,7 @@ def _location(spec: TargetSpec, specs: Sequence[TargetSpec], prefix: str, *, cod
         f'proxy_set_header Host "{spec.host or host_of(spec.url)}";',
         f"add_header Content-Location $carry_content_location_{key} always;",
         *(f'proxy_redirect "~*{pattern}" {ours};' for pattern, ours in _rewrites(spec, specs)),
-        f'proxy_cookie_path "~^(?:{base})?/$" {PUBLIC_PREFIX};' if base else f'proxy_cookie_path "~^/$" {PUBLIC_PREFIX};',
+        f'proxy_cookie_path "~^{f"(?:{base})?" if base else ""}/$" {PUBLIC_PREFIX};',
         f'proxy_cookie_path "~^{base}(/.*)$" {PUBLIC_PREFIX}$1;',
     ]
     domains = sorted({domain for one in (spec, *specs) for domain in _domains(one)})

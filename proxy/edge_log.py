@@ -18,9 +18,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import time
 from typing import Any
-from uuid import UUID
 
 from django.conf import settings
 from prometheus_client import Counter
@@ -36,25 +34,23 @@ from zenzefi.lib import clock
 
 logger = logging.getLogger(__name__)
 
-#: Fields of a line, as ``log_format`` has them, each in quotes. nginx writes a quote in a value as ``\\x22``.
-FIELDS = (
-    "$carry_token",
-    "$carry_user",
-    "$carry_log",
-    "$http_x_device_id",
-    "$upstream_header_time",
-    "$upstream_response_length",
-    "$body_bytes_sent",
-    "$msec",
-    "$http_user_agent",
-)
 #: Bytes asked for as the socket's buffer: about ten thousand lines. The kernel may give less (net.core.rmem_max).
 RECEIVE_BUFFER = 8 * 2**20
+#: More than the longest line: what a client says of itself is bounded before it is handed over.
+DATAGRAM_BYTES = 16_384
 #: Lines read at one go before other work gets its turn.
 _AT_ONCE = 1000
 #: Linux's number of it, which the library does not name.
 _SO_RCVBUFFORCE = 33
 _ESCAPE = re.compile(rb"\\x([0-9A-F]{2})")
+# As ``log_format zenzefi_carried`` has it; in a value nginx writes a quote as \\x22.
+_ID = rb"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
+_LINE = re.compile(
+    rb"<\d{1,3}>[^\n:]{1,16}:\d\d:\d\d (z[0-9a-f]{31}): "
+    # Ids and device are texts that PostgreSQL takes as they are.
+    + rb'"%b" "%b" "([0-9a-f.:]{2,45}|-) ([01])" "([\x21\x23-\x7e]{8,1020})" ' % (_ID, _ID)
+    + rb'"([^"]*)" "([^"]*)" "(\d{1,18})" "(\d{1,12})\.(\d{3})" "([^"]*)"\n?'
+)
 
 LINES = Counter("zenzefi_proxy_edge_lines_total", "Lines of carriers' logs by what became of them", ["outcome"])
 
@@ -63,7 +59,7 @@ class MalformedLine(Exception):
     """A datagram is not a line of a carrier."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Carried:
     """One request that a carrier took to a server."""
 
@@ -93,48 +89,39 @@ def tag(secret: str) -> str:
 
 def parse(datagram: bytes, tag_: bytes) -> Carried:
     """Read one line. Raises :class:`MalformedLine`."""
-    head, separator, line = datagram.partition(b": ")
-    if not separator or not hmac.compare_digest(head.rpartition(b" ")[2], tag_):
-        raise MalformedLine("not from a carrier")
-    values = line.strip(b"\n").removeprefix(b'"').removesuffix(b'"').split(b'" "')
-    if len(values) != len(FIELDS):
-        raise MalformedLine("another number of fields")
-    token, user, ours, device, first_byte, received, sent, moment, agent = values
-    address, _, counted = ours.partition(b" ")
-    try:
-        # Both are texts that PostgreSQL takes as they are.
-        UUID(token.decode("ascii")), UUID(user.decode("ascii"))
-        # Of a request that went through several locations these are lists; the last is the carrier's own.
-        reached = _last(first_byte) != b"-"
-        carried = int(sent)
-        if reached and (length := _last(received)).isdigit():
-            # What a chunked answer's framing adds is nobody's traffic.
-            carried = min(carried, int(length))
-        at = round(float(moment) * 1000)
-    except ValueError as exc:
-        raise MalformedLine(str(exc)) from None
-    return Carried(
-        token_id=token,
-        user_id=user,
-        device=_plain(device),
-        address=address.decode("latin-1") if address != b"-" else "",
-        user_agent=_plain(agent) if agent != b"-" else b"",
-        reached=reached,
-        bytes_out=carried if reached else 0,
-        at=at,
-        counted=counted == b"1",
+    found = _LINE.fullmatch(datagram)
+    if found is None:
+        raise MalformedLine("not a line of a carrier")
+    proof, token, user, address, counted, device, first_byte, received, sent, seconds, thousandths, agent = (
+        found.groups()
     )
-
-
-def _last(values: bytes) -> bytes:
-    return values.replace(b":", b",").rpartition(b",")[2].strip()
+    if not hmac.compare_digest(proof, tag_):
+        raise MalformedLine("not from a carrier of ours")
+    # Of a request that went through several locations these are lists; the last is the carrier's own.
+    reached = not first_byte.endswith(b"-")
+    bytes_out = 0
+    if reached:
+        bytes_out = int(sent)
+        length = received[received.rfind(b" ") + 1 :]
+        # What the framing of chunks adds on our side is nobody's traffic.
+        if length.isdigit() and int(length) < bytes_out:
+            bytes_out = int(length)
+    return Carried(
+        token,
+        user,
+        device if b"\\" not in device else _plain(device),
+        address.decode("ascii") if address != b"-" else "",
+        b"" if agent == b"-" else _plain(agent) if b"\\" in agent else agent,
+        reached,
+        bytes_out,
+        int(seconds) * 1000 + int(thousandths),
+        counted == b"1",
+    )
 
 
 def _plain(value: bytes) -> bytes:
     """Undo what nginx's log escapes."""
-    if b"\\" not in value:
-        return value
-    return _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), value)
+    return _ESCAPE.sub(lambda escaped: bytes([int(escaped[1], 16)]), value)
 
 
 class EdgeLog:
@@ -165,8 +152,7 @@ class EdgeLog:
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self._read()
         self._socket.close()
-        if settings.EDGE_LOG.startswith("unix:"):
-            Path(settings.EDGE_LOG.removeprefix("unix:")).unlink(missing_ok=True)
+        _unbind(settings.EDGE_LOG)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._flush()
@@ -184,7 +170,7 @@ class EdgeLog:
         receive = self._socket.recv  # type: ignore[union-attr]
         for _ in range(_AT_ONCE):
             try:
-                datagram = receive(65536)
+                datagram = receive(DATAGRAM_BYTES)
             except BlockingIOError:
                 return
             except OSError as exc:
@@ -216,7 +202,7 @@ class EdgeLog:
             1,
             0,
             line.bytes_out,
-            min(line.at, int(time() * 1000)),
+            line.at,
         )
 
     async def _every_second(self) -> None:
@@ -267,6 +253,11 @@ def _bind(address: str) -> socket.socket:
     peer.setblocking(False)
     _widen(peer)
     return peer
+
+
+def _unbind(address: str) -> None:
+    if address.startswith("unix:"):
+        Path(address.removeprefix("unix:")).unlink(missing_ok=True)
 
 
 def _widen(peer: socket.socket) -> None:

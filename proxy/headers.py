@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -318,6 +319,8 @@ class Forwarding:
 
     def __init__(self) -> None:
         self._lines: dict[tuple[str, bytes, str], tuple[str, bytes]] = {}
+        # By everything that trusted proxies said.
+        self._told: dict[tuple[Any, ...], tuple[str, bytes]] = {}
         self._trusts_somebody = bool(settings.TRUSTED_PROXIES)
 
     def of(self, peer: str, scheme: str, found: Incoming) -> tuple[str, bytes]:
@@ -325,22 +328,50 @@ class Forwarding:
 
         What the request says of itself counts only when its peer is a configured proxy.
         """
-        if not self._trusts_somebody or not is_trusted_peer(peer):
-            address, lines = self._remember(peer, scheme, found.host)
-            return address, b"%bvia: %b, 1.1 %b\r\n" % (lines, found.via, PSEUDONYM) if found.via else lines + _VIA_LINE
-        address = resolve_client_address(peer, found.forwarded_for.decode("latin-1"))
-        proto = found.forwarded_proto.lower() if found.forwarded_proto.lower() in (b"http", b"https") else b""
-        proto = proto or scheme.encode()
-        host = found.forwarded_host or found.host
-        chain = b"%b, %b" % (found.forwarded_for, peer.encode()) if found.forwarded_for else peer.encode()
-        hop = b"for=%b;host=%b;proto=%b" % (_node(peer), _quoted(found.host), scheme.encode())
-        forwarded = b"%b, %b" % (found.forwarded, hop) if found.forwarded else hop
-        via = b"%b, 1.1 %b" % (found.via, PSEUDONYM) if found.via else b"1.1 %b" % PSEUDONYM
-        lines = (
-            b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\nforwarded: %b\r\nvia: %b\r\n"
-            % (chain, proto, host, forwarded, via)
+        if not self._trusts_somebody:
+            return self._direct(peer, scheme, found)
+        told = (
+            *(peer, found.host, scheme, found.forwarded_for, found.forwarded_proto, found.forwarded_host),
+            *(found.forwarded, found.via),
         )
-        return address, lines
+        known = self._told.get(told)
+        if known is None:
+            if not is_trusted_peer(peer):
+                return self._direct(peer, scheme, found)
+            if len(self._told) >= 4096:
+                self._told.clear()
+            known = self._told[told] = self._relayed(*told)
+        return known
+
+    def _direct(self, peer: str, scheme: str, found: Incoming) -> tuple[str, bytes]:
+        address, lines = self._remember(peer, scheme, found.host)
+        return address, b"%bvia: %b, 1.1 %b\r\n" % (lines, found.via, PSEUDONYM) if found.via else lines + _VIA_LINE
+
+    @staticmethod
+    def _relayed(
+        peer: str,
+        host: bytes,
+        scheme: str,
+        chain: bytes,
+        proto: bytes,
+        public_host: bytes,
+        forwarded: bytes,
+        via: bytes,
+    ) -> tuple[str, bytes]:
+        """Return the same for a request that a trusted proxy passes on."""
+        address = resolve_client_address(peer, chain.decode("latin-1"))
+        proto = proto.lower() if proto.lower() in (b"http", b"https") else scheme.encode()
+        hop = b"for=%b;host=%b;proto=%b" % (_node(peer), _quoted(host), scheme.encode())
+        return address, (
+            b"x-forwarded-for: %b\r\nx-forwarded-proto: %b\r\nx-forwarded-host: %b\r\nforwarded: %b\r\nvia: %b\r\n"
+            % (
+                b"%b, %b" % (chain, peer.encode()) if chain else peer.encode(),
+                proto,
+                public_host or host,
+                b"%b, %b" % (forwarded, hop) if forwarded else hop,
+                b"%b, 1.1 %b" % (via, PSEUDONYM) if via else b"1.1 %b" % PSEUDONYM,
+            )
+        )
 
     def _remember(self, peer: str, scheme: str, host: bytes) -> tuple[str, bytes]:
         key = (peer, host, scheme)
