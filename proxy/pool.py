@@ -336,17 +336,23 @@ class Pool:
         targets = self._of_scope.get(scope)
         if targets is None:
             targets = self._serving(scope)
-        if self._suspects and any(one.circuit.closed and one in targets for one in self._suspects):
-            return None
-        if self._tripped:
+        if self._suspects or self._tripped:
             now = monotonic()
-            if any(not one.circuit.closed and one.circuit.due_at() <= now for one in targets):
-                return None
+            for one in targets:
+                circuit = one.circuit
+                if circuit.closed:
+                    if one in self._suspects and circuit.resting_until <= now:
+                        return None
+                elif circuit.due_at() <= now:
+                    return None
         for target in targets:
-            if target.carrier_key not in carriers or target.spec.counts_gateway_errors:
-                targets = [one for one in targets if one.carrier_key in carriers and not one.spec.counts_gateway_errors]
+            if not self._may_be_carried_to(target, carriers):
+                targets = [one for one in targets if self._may_be_carried_to(one, carriers)]
                 break
         return self._least_loaded(targets, None)
+
+    def _may_be_carried_to(self, target: Target, carriers: frozenset[str]) -> bool:
+        return target.carrier_key in carriers and not target.spec.counts_gateway_errors and target not in self._suspects
 
     # --- learning
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 from django.core.management import call_command
@@ -22,6 +23,14 @@ SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
 SECRET = "tests-only-edge-secret-0123456789abcdef"
 # Debian installs nginx where an ordinary user's PATH does not look.
 SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin"
+
+
+def edge_mode() -> dict[str, Any]:
+    """Return the settings of edge mode, for a carrier on this machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        log = f"127.0.0.1:{probe.getsockname()[1]}"
+    return {"EDGE_SECRET": SECRET, "EDGE_LOG": log, "TRUSTED_PROXIES": [ipaddress.ip_network("127.0.0.0/8")]}
 
 
 def nginx_program() -> str:
