@@ -274,15 +274,14 @@ def test_an_event_stream_and_an_upload_pass_as_they_come(edge, handed, issue, up
     issued = issue(active_for=RUNNING)
     sent = os.urandom(5_000_000)
     with edge.raw() as peer:
-        # It comes back while it is sent: nobody on the way may wait for the end of either.
-        head = b"Content-Length: %d\r\nContent-Type: application/octet-stream\r\n" % len(sent)
-        peer.sendall(request_bytes("echo", issued.secret, method="POST", extra=head))
-        sender = threading.Thread(target=peer.sendall, args=(sent,))
-        sender.start()
-        status, _, received = read_response(peer)
-        sender.join()
+        head = b"Content-Length: %d\r\n" % len(sent)
+        peer.sendall(request_bytes("sink", issued.secret, method="POST", extra=head) + sent[:100_000])
+        # The first of it is there before the last is sent.
+        wait_until(lambda: upstream.requests and upstream.requests[0].body_length > 50_000, what="the first part")
+        peer.sendall(sent[100_000:])
+        status, _, _ = read_response(peer)
     assert status == 200
-    assert hashlib.sha256(received).digest() == hashlib.sha256(sent).digest()
+    assert upstream.wait_for(1)[0].body_sha256 == hashlib.sha256(sent).hexdigest()
     events = {"Accept": "text/event-stream"}
     with (
         edge.client(issued.secret) as client,
