@@ -66,7 +66,7 @@ from proxy.validation import (
 from proxy.websocket import relay_websocket
 from tokens import secrets
 from zenzefi.lib import health
-from zenzefi.lib.streaming import BODY_FOLLOWS
+from zenzefi.lib.streaming import BODY_FOLLOWS, INTERIM
 
 logger = logging.getLogger(__name__)
 
@@ -778,6 +778,8 @@ class _Relay:
                         writer.enable_chunking()
                     self.upload = asyncio.get_running_loop().create_task(self._upload(writer))
                 await protocol.read_head()
+                if protocol.interim:
+                    await self._relay_interim(protocol, target)
                 return protocol
             except UpstreamInvalid as exc:
                 logger.warning("Upstream %s sent an invalid answer: %s", target.url, exc)
@@ -801,6 +803,23 @@ class _Relay:
                     continue
                 logger.warning("Upstream %s broke off before answering: %s", target.url, exc)
                 raise Refused("upstream_unreachable") from None
+
+    async def _relay_interim(self, protocol: UpstreamProtocol, target: Target) -> None:
+        """Pass on what comes before the final answer, until that one's head is there (RFC 9110 §15.2).
+
+        Raises what reading does.
+        """
+        wanted = INTERIM in self.scope.get("extensions", ())
+        drop_cors = bool(self.found.origin and self.gateway.cors.headers(self.found.origin))
+        while protocol.interim:
+            for status, fields in protocol.take_interim():
+                if wanted:
+                    try:
+                        headers = read_answer(fields, target.rewriter, drop_cors=drop_cors).headers
+                    except MalformedAnswer as exc:
+                        raise UpstreamInvalid(str(exc)) from None
+                    await self.send({"type": INTERIM, "status": status, "headers": headers})
+            await protocol.read_head()
 
     def _head(self, target: Target) -> bytes:
         """Return the request's head as it goes out: the client's own bytes, our identity, our framing."""

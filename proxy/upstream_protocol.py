@@ -8,6 +8,7 @@ The parser is llhttp in its strict mode, as the server's own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import httptools
@@ -18,7 +19,7 @@ READ_BUFFER = 2**18
 #: Bytes of an answer's head, interim answers included, and lines of fields.
 MAX_HEAD_BYTES = 2**18
 MAX_HEADER_LINES = 1000
-#: Interim answers (1xx) passed over before the one that counts.
+#: Interim answers (1xx) before the one that counts.
 MAX_INTERIM = 100
 
 _IDLE, _HEAD, _BODY, _DONE = range(4)
@@ -45,6 +46,8 @@ class UpstreamProtocol(ResponseHandler):
     status = 0
     #: Name and value of each field of the head, as they came, in order.
     headers: list[tuple[bytes, bytes]]
+    #: Status and fields of the interim answers (102 to 199) that nobody has taken yet.
+    interim: Sequence[tuple[int, list[tuple[bytes, bytes]]]] = ()
     _ours = False
     _phase = _IDLE
     _without_body = False
@@ -79,14 +82,20 @@ class UpstreamProtocol(ResponseHandler):
         transport.write(head)
 
     async def read_head(self) -> None:
-        """Wait for the final answer's :attr:`status` and :attr:`headers`.
+        """Wait for the final answer's :attr:`status` and :attr:`headers`, or until there is something in
+        :attr:`interim`; what stands there is to be taken before reading on.
 
         Raises :class:`UpstreamBroke`, :class:`UpstreamInvalid`.
         """
-        while self._phase == _HEAD:
+        while self._phase == _HEAD and not self.interim:
             if self._failure is not None:
                 raise self._failure
             await self._wait()
+
+    def take_interim(self) -> Sequence[tuple[int, list[tuple[bytes, bytes]]]]:
+        """Return the interim answers that have come, once."""
+        taken, self.interim = self.interim, ()
+        return taken
 
     async def read_body(self) -> bytes:
         """Return what has come of the body, waiting for something; empty at its end.
@@ -194,7 +203,11 @@ class UpstreamProtocol(ResponseHandler):
         reader = self._reader
         self.status = status = reader.get_status_code()
         if 100 <= status < 200:
-            # An interim answer: the final one is still to come.
+            if status == 101:
+                raise ValueError("switched protocols unasked")
+            if status != 100:
+                # A 100 is for this hop alone: what our client is told, the server says.
+                self.interim = [*self.interim, (status, self.headers)]
             return
         if not 200 <= status <= 599:
             raise ValueError(f"status {status}")

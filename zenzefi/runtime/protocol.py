@@ -21,7 +21,7 @@ from django.conf import settings
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from zenzefi.lib.streaming import BODY_FOLLOWS
+from zenzefi.lib.streaming import BODY_FOLLOWS, INTERIM
 from zenzefi.runtime.strictness import handshake_fault, is_good_request_line
 
 #: Bytes of a request's head, its first line and its fields, that are waited for. Nothing else bounds them.
@@ -47,6 +47,9 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PLAIN_BYTES = bytes(byte for byte in range(256) if byte >= 0x20 and byte != 0x7F) + b"\t"
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
+#: ``scope["extensions"]`` by version. RFC 9110 §15.2: HTTP/1.0 knows no interim answers.
+_EXTENSIONS: dict[str, dict[str, dict[str, Any]]] = {"1.1": {INTERIM: {}}, "1.0": {}}
+
 #: Names of answers' fields as they go out, by how the application spells them. Bounded; they come from upstreams.
 _names: dict[bytes, bytes] = {}
 
@@ -59,6 +62,16 @@ def _learn(name: bytes) -> bytes:
     if len(_names) < 2048:
         _names[name] = lower
     return lower
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    """Return a head of these lines. Raises :class:`RuntimeError` when one of them is none, or more than one."""
+    count = len(lines) + 1
+    lines.append(b"\r\n")
+    head = b"".join(lines)
+    if head.translate(None, _PLAIN_BYTES) != b"\r\n" * count:
+        raise RuntimeError("Invalid HTTP header value.")
+    return head
 
 
 class Wakeup:
@@ -126,17 +139,32 @@ class Cycle(RequestResponseCycle):
         self.body = bytearray()
 
     async def send(self, message: Any) -> None:
-        if self.flow.write_paused and not self.disconnected:
+        # An interim answer waits for nobody: those of a request are few, and the final one waits.
+        if self.flow.write_paused and not self.disconnected and message["type"] != INTERIM:
             await self.flow.drain()
         if self.disconnected:
             return
         expected = "http.response.body" if self.response_started else "http.response.start"
         if message["type"] != expected or self.response_complete:
+            if message["type"] == INTERIM and not self.response_started and INTERIM in self.scope["extensions"]:
+                self._send_interim(message["status"], message["headers"])
+                return
             raise RuntimeError(f"Expected ASGI message {expected!r}, but got {message['type']!r}.")
         if self.response_started:
             self._send_body(message.get("body", b""), message.get("more_body", False))
         else:
             self._send_head(message["status"], message.get("headers", ()), BODY_FOLLOWS in message)
+
+    def _send_interim(self, status: int, headers: Any) -> None:
+        if not 102 <= status <= 199:
+            raise RuntimeError(f"{status} is not the status of an interim answer.")
+        lines = [STATUS_LINE[status]]
+        for name, value in headers:
+            lower = _names.get(name) or _learn(name)
+            if lower in _FRAMING:
+                raise RuntimeError("An interim answer has no framing.")
+            lines.append(b"%b: %b\r\n" % (lower, value))
+        self.transport.write(_joined(lines))
 
     def _send_head(self, status: int, headers: Any, body_follows: bool) -> None:
         self.response_started = True
@@ -164,11 +192,7 @@ class Cycle(RequestResponseCycle):
             else:
                 self.chunked_encoding = True
                 lines.append(b"transfer-encoding: chunked\r\n")
-        count = len(lines) + 1
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.translate(None, _PLAIN_BYTES) != b"\r\n" * count:
-            raise RuntimeError("Invalid HTTP header value.")
+        head = _joined(lines)
         if body_follows:
             self._head = head
         else:
@@ -323,6 +347,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             "raw_path": self.root_path.encode("ascii") + raw_path,
             "query_string": query,
             "headers": self.headers,
+            "extensions": _EXTENSIONS[version],
         }
         self.scope = scope  # type: ignore[assignment]
         if parser.should_upgrade() and self._should_upgrade():
