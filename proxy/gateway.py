@@ -422,6 +422,10 @@ class Gateway:
         else:
             device_state = DEVICE_MALFORMED
         open_scopes = self._open_scopes(below, method)
+        overridden = found.overrides and open_scopes is not None and found.means_another_method(method)
+        if overridden:
+            # As ambiguous as a path that means two: rules for methods would judge the one and the server do the other.
+            open_scopes = None
         try:
             decision = await self.validator.decide(digest, found.device, device_state, open_scopes, address)
         except ValidationAway:
@@ -436,6 +440,8 @@ class Gateway:
         if outcome == Outcome.SCOPE_FORBIDDEN and self._table is None:
             # The rules were never read; that is our trouble, not the caller's.
             raise Refused("service_unavailable")
+        if overridden and outcome == Outcome.PATH_AMBIGUOUS:
+            raise Refused("method_overridden")
         raise self._refusal(decision)
 
     def _refusal(self, decision: Decision) -> Refused:

@@ -46,7 +46,8 @@ PUBLIC_PREFIX = "/api/v1/proxy"
     _LANGUAGE,
     _AGENT,
     _ORIGIN,
-) = range(21)
+    _OVERRIDE,
+) = range(22)
 
 _SPECIAL = {
     b"x-access-token": _TOKEN,
@@ -93,6 +94,8 @@ _OURS_UPSTREAM = frozenset(
         *(b"x-forwarded", b"x-rewrite-url", b"x-http-host-override", b"x-host"),
     }
 )
+# By these a server may act on another method than the request's; no RFC has them, many frameworks do.
+_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 _TOKEN_CHARS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _DEVICE_ID = re.compile(rb"[\x21-\x7e]{8,255}")
@@ -111,6 +114,8 @@ def _classify(name: bytes) -> int:
     plain = name.lower().replace(b"_", b"-")
     ours = plain in _SPECIAL or plain in _OURS_UPSTREAM or plain.startswith((b"x-forwarded-", b"x-original-"))
     kind = _SPECIAL.get(name, _DROP) if ours or plain in _HOP_BY_HOP else _PASS
+    if plain in _OVERRIDES:
+        kind = _OVERRIDE
     # Bounded: names are the caller's choice.
     if len(_kinds) < 2048:
         _kinds[name] = kind
@@ -127,6 +132,8 @@ class Incoming:
     tokens = device_seen = hosts = lengths = codings = 0
     length: int | None = None
     chunked = expects_continue = False
+    #: Methods that the server might act on instead of the request's own.
+    overrides: tuple[bytes, ...] = ()
 
     def __init__(self) -> None:
         #: Header lines that may reach the upstream.
@@ -135,6 +142,11 @@ class Incoming:
     @property
     def has_body(self) -> bool:
         return self.chunked or bool(self.length)
+
+    def means_another_method(self, method: str) -> bool:
+        """Whether a field asks the server to take the request for one of another method."""
+        own = method.encode("ascii")
+        return any(value.strip(b" \t").upper() not in (own, b"") for value in self.overrides)
 
 
 def read_request(headers: RawHeaders, http_version: str) -> Incoming:
@@ -206,6 +218,9 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
         elif kind == _ORIGIN:
             found.origin = value
             lines.append(b"origin: %b\r\n" % value)
+        elif kind == _OVERRIDE:
+            found.overrides = (*found.overrides, value)
+            lines.append(b"%b: %b\r\n" % (name, value))
         elif kind == _BAD:
             raise MalformedRequest("a header name is not a token")
     if found.lengths + found.codings > 1:
