@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from proxy.upstream_protocol import MAX_INTERIM
 from tests.proxy.live import request_bytes
 from tests.proxy.mirror import OK, Got, Peer, Wire
 from tests.upstream import RawUpstream, wait_until
@@ -18,12 +17,13 @@ from zenzefi.lib.streaming import INTERIM
 pytestmark = pytest.mark.django_db
 
 FIRST_BYTE = 1.0
+MOST = 20
 HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
 def gateway_settings():
-    return {"first_byte_timeout": FIRST_BYTE}
+    return {"first_byte_timeout": FIRST_BYTE, "upstream_max_interim": MOST}
 
 
 def ask(served, target: bytes, extra: bytes = b"", body: bytes = b"", *, method: bytes = b"GET") -> Got:
@@ -229,32 +229,32 @@ def test_a_server_that_does_not_know_them_gets_none(served, mirror):
     assert INTERIM not in {message["type"] for message in sent}
 
 
-@pytest.mark.parametrize("size", [0, 2000], ids=["many", "large"])
+@pytest.mark.parametrize("size", [0, 20_000], ids=["many", "large"])
 def test_a_flood_is_bounded(served, mirror, size):
     """By their number, and together by the size of a head."""
     mirror.answers["flood"] = b"HTTP/1.1 103 Early\r\nX-Fill: %b\r\n\r\n" % (b"v" * size) * 5000 + OK
     got = ask(served, b"flood")
     assert (got.status, got.code) == (502, "upstream_invalid")
-    assert len(got.interim) <= MAX_INTERIM
+    assert len(got.interim) <= MOST
     settled(served)
     assert ask(served, b"after").body == b"ok"
 
 
 def test_as_many_as_are_allowed(served, mirror):
-    mirror.answers["many"] = HINT * (MAX_INTERIM - 1) + OK
+    mirror.answers["many"] = HINT * MOST + OK
     got = ask(served, b"many")
-    assert (len(got.interim), got.status, got.body) == (MAX_INTERIM - 1, 200, b"ok")
+    assert (len(got.interim), got.status, got.body) == (MOST, 200, b"ok")
 
 
 def test_a_client_that_reads_slowly_gets_all_of_them(served, mirror):
     """They are not waited for one by one, nothing is lost, and the upstream is not blamed for the client."""
-    hint = b"HTTP/1.1 103 Early\r\nX-Fill: %b\r\n\r\n" % (b"v" * 2500)
-    mirror.answers["wide"] = hint * 90 + b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + b"x" * 500_000
+    hint = b"HTTP/1.1 103 Early\r\nX-Fill: %b\r\n\r\n" % (b"v" * 12_000)
+    mirror.answers["wide"] = hint * MOST + b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + b"x" * 500_000
     failures = [target.circuit.failures for target in served.live.gateway.upstream.targets]
     with served.wire(timeout=20) as wire:
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         wire.send(served.request(b"wide"))
         time.sleep(FIRST_BYTE + 0.5)
         got = wire.read()
-    assert (len(got.interim), got.status, len(got.body)) == (90, 200, 500_000)
+    assert (len(got.interim), got.status, len(got.body)) == (MOST, 200, 500_000)
     assert failures == [target.circuit.failures for target in served.live.gateway.upstream.targets]
