@@ -37,6 +37,9 @@ ANSWERS = {
     "device_missing": Answer(403, gettext_noop("The device must be named in the header X-Device-ID.")),
     "device_malformed": Answer(400, gettext_noop("The header X-Device-ID must be 8 to 255 visible ASCII characters.")),
     "path_ambiguous": Answer(400, gettext_noop("The path is ambiguous and this access token is restricted to paths.")),
+    "method_overridden": Answer(
+        400, gettext_noop("A header names another method and this access token is restricted to paths.")
+    ),
     "scope_forbidden": Answer(403, gettext_noop("This access token does not open this path.")),
     "device_conflict": Answer(409, gettext_noop("Another device is using this access token.")),
     "address_forbidden": Answer(403, gettext_noop("This access token may not be used from this address.")),

@@ -68,7 +68,7 @@ from proxy.validation import (
 from proxy.websocket import relay_websocket
 from tokens import secrets
 from zenzefi.lib import health
-from zenzefi.lib.streaming import BODY_FOLLOWS
+from zenzefi.lib.streaming import BODY_FOLLOWS, INTERIM
 
 logger = logging.getLogger(__name__)
 
@@ -432,6 +432,10 @@ class Gateway:
         else:
             device_state = DEVICE_MALFORMED
         open_scopes = self._open_scopes(below, method)
+        overridden = found.overrides and open_scopes is not None and found.means_another_method(method)
+        if overridden:
+            # As ambiguous as a path that means two: rules for methods would judge the one and the server do the other.
+            open_scopes = None
         try:
             decision = await self.validator.decide(digest, found.device, device_state, open_scopes, address, mode=mode)
         except ValidationAway:
@@ -446,6 +450,8 @@ class Gateway:
         if outcome == Outcome.SCOPE_FORBIDDEN and self._table is None:
             # The rules were never read; that is our trouble, not the caller's.
             raise Refused("service_unavailable")
+        if overridden and outcome == Outcome.PATH_AMBIGUOUS:
+            raise Refused("method_overridden")
         raise self._refusal(decision)
 
     def _refusal(self, decision: Decision) -> Refused:
@@ -816,6 +822,8 @@ class _Relay:
                         writer.enable_chunking()
                     self.upload = asyncio.get_running_loop().create_task(self._upload(writer))
                 await protocol.read_head()
+                if protocol.interim:
+                    await self._relay_interim(protocol, target)
                 return protocol
             except UpstreamInvalid as exc:
                 logger.warning("Upstream %s sent an invalid answer: %s", target.url, exc)
@@ -839,6 +847,23 @@ class _Relay:
                     continue
                 logger.warning("Upstream %s broke off before answering: %s", target.url, exc)
                 raise Refused("upstream_unreachable") from None
+
+    async def _relay_interim(self, protocol: UpstreamProtocol, target: Target) -> None:
+        """Pass on what comes before the final answer, until that one's head is there (RFC 9110 §15.2).
+
+        Raises what reading does.
+        """
+        wanted = INTERIM in self.scope.get("extensions", ())
+        drop_cors = bool(self.found.origin and self.gateway.cors.headers(self.found.origin))
+        while protocol.interim:
+            for status, fields in protocol.take_interim():
+                if wanted:
+                    try:
+                        headers = read_answer(fields, target.rewriter, drop_cors=drop_cors).headers
+                    except MalformedAnswer as exc:
+                        raise UpstreamInvalid(str(exc)) from None
+                    await self.send({"type": INTERIM, "status": status, "headers": headers})
+            await protocol.read_head()
 
     def _head(self, target: Target) -> bytes:
         """Return the request's head as it goes out: the client's own bytes, our identity, our framing."""

@@ -53,7 +53,8 @@ PUBLIC_PREFIX = "/api/v1/proxy"
     _EDGE_CONNECTION,
     _EDGE_FAILED,
     _HEEDED,
-) = range(27)
+    _OVERRIDE,
+) = range(28)
 
 _SPECIAL = {
     b"x-access-token": _TOKEN,
@@ -116,6 +117,8 @@ LEFT_OUT = frozenset(
         *(b"x-original-url", b"x-original-uri", b"x-original-host", b"x-original-for", b"x-original-forwarded-for"),
     }
 )
+# By these a server may act on another method than the request's; no RFC has them, many frameworks do.
+_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 _TOKEN_CHARS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _DEVICE_ID = re.compile(rb"[\x21-\x7e]{8,255}")
@@ -136,6 +139,8 @@ def _classify(name: bytes) -> int:
     kind = _SPECIAL.get(name, _DROP) if ours or plain in _HOP_BY_HOP else _PASS
     if kind == _DROP and name not in LEFT_OUT:
         kind = _HEEDED
+    if plain in _OVERRIDES:
+        kind = _OVERRIDE
     # Bounded: names are the caller's choice.
     if len(_kinds) < 2048:
         _kinds[name] = kind
@@ -156,6 +161,8 @@ class Incoming:
     chunked = expects_continue = False
     #: Something was left out of the lines that only we know to leave out.
     cleansed = False
+    #: Methods that the server might act on instead of the request's own.
+    overrides: tuple[bytes, ...] = ()
 
     def __init__(self) -> None:
         #: Header lines that may reach the upstream.
@@ -164,6 +171,11 @@ class Incoming:
     @property
     def has_body(self) -> bool:
         return self.chunked or bool(self.length)
+
+    def means_another_method(self, method: str) -> bool:
+        """Whether a field asks the server to take the request for one of another method."""
+        own = method.encode("ascii")
+        return any(value.strip(b" \t").upper() not in (own, b"") for value in self.overrides)
 
 
 def read_request(headers: RawHeaders, http_version: str) -> Incoming:
@@ -254,6 +266,9 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
             found.edge_connection = value
         elif kind == _EDGE_FAILED:
             found.edge_failed = value
+        elif kind == _OVERRIDE:
+            found.overrides = (*found.overrides, value)
+            lines.append(b"%b: %b\r\n" % (name, value))
         elif kind == _BAD:
             raise MalformedRequest("a header name is not a token")
     if found.lengths + found.codings > 1:

@@ -99,7 +99,14 @@ class Target:
     def session(self) -> aiohttp.ClientSession:
         """Return the session for WebSockets. It keeps no cookies, reads no environment, adds no headers."""
         if self._session is None:
+            conf = settings.GATEWAY
+            head_max = int(conf["upstream_head_max_bytes"])
             self._session = aiohttp.ClientSession(
+                # As long as any other request may wait for a connection; for the answer, whoever asks sees to it.
+                timeout=ClientTimeout(total=None, connect=conf["connect_timeout"], ceil_threshold=3600),
+                max_line_size=head_max,
+                max_field_size=head_max,
+                max_headers=int(conf["upstream_head_max_fields"]),
                 connector=self.connector,
                 connector_owner=False,
                 cookie_jar=DummyCookieJar(),

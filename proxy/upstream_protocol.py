@@ -8,18 +8,15 @@ The parser is llhttp in its strict mode, as the server's own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import httptools
 from aiohttp.client_proto import ResponseHandler
+from django.conf import settings
 
 #: Bytes of an answer held while the client reads slower than the upstream sends.
 READ_BUFFER = 2**18
-#: Bytes of an answer's head, interim answers included, and lines of fields.
-MAX_HEAD_BYTES = 2**18
-MAX_HEADER_LINES = 1000
-#: Interim answers (1xx) passed over before the one that counts.
-MAX_INTERIM = 100
 
 _IDLE, _HEAD, _BODY, _DONE = range(4)
 
@@ -45,11 +42,14 @@ class UpstreamProtocol(ResponseHandler):
     status = 0
     #: Name and value of each field of the head, as they came, in order.
     headers: list[tuple[bytes, bytes]]
+    #: Status and fields of the interim answers (102 to 199) that nobody has taken yet.
+    interim: Sequence[tuple[int, list[tuple[bytes, bytes]]]] = ()
     _ours = False
     _phase = _IDLE
     _without_body = False
     _held_bytes = 0
     _head_bytes = 0
+    _interim_bytes = 0
     _heads = 0
     _held = False
     _failure: UpstreamBroke | UpstreamInvalid | None = None
@@ -59,6 +59,11 @@ class UpstreamProtocol(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._chunks: list[bytes] = []
+        conf = settings.GATEWAY
+        # Bytes of an answer's head with the interim ones before it, their number, and fields of each.
+        self._head_max: int = conf["upstream_head_max_bytes"]
+        self._interim_max: int = conf["upstream_max_interim"]
+        self._fields_max: int = conf["upstream_head_max_fields"]
 
     # --- asked by the gateway
 
@@ -75,18 +80,24 @@ class UpstreamProtocol(ResponseHandler):
         self._ours = True
         self._phase = _HEAD
         self._without_body = without_body
-        self._head_bytes = self._heads = 0
+        self._head_bytes = self._interim_bytes = self._heads = 0
         transport.write(head)
 
     async def read_head(self) -> None:
-        """Wait for the final answer's :attr:`status` and :attr:`headers`.
+        """Wait for the final answer's :attr:`status` and :attr:`headers`, or until there is something in
+        :attr:`interim`; what stands there is to be taken before reading on.
 
         Raises :class:`UpstreamBroke`, :class:`UpstreamInvalid`.
         """
-        while self._phase == _HEAD:
+        while self._phase == _HEAD and not self.interim:
             if self._failure is not None:
                 raise self._failure
             await self._wait()
+
+    def take_interim(self) -> Sequence[tuple[int, list[tuple[bytes, bytes]]]]:
+        """Return the interim answers that have come, once."""
+        taken, self.interim = self.interim, ()
+        return taken
 
     async def read_body(self) -> bytes:
         """Return what has come of the body, waiting for something; empty at its end.
@@ -148,7 +159,7 @@ class UpstreamProtocol(ResponseHandler):
         except httptools.HttpParserError as exc:
             self._drop(UpstreamInvalid(str(exc)) if self._phase == _HEAD else UpstreamBroke(str(exc)))
         else:
-            if self._phase == _HEAD and self._head_bytes > MAX_HEAD_BYTES:
+            if self._phase == _HEAD and self._head_bytes > self._head_max:
                 self._drop(UpstreamInvalid("the head is too large"))
         self._wake()
 
@@ -179,7 +190,7 @@ class UpstreamProtocol(ResponseHandler):
 
     def on_message_begin(self) -> None:
         self._heads += 1
-        if self._phase != _HEAD or self._heads > MAX_INTERIM:
+        if self._phase != _HEAD:
             raise ValueError("an answer nobody asked for")
         self.headers = []
 
@@ -187,17 +198,27 @@ class UpstreamProtocol(ResponseHandler):
         if self._phase == _HEAD:
             # Else they are trailers, which are dropped.
             self.headers.append((name, value))
-            if len(self.headers) > MAX_HEADER_LINES:
+            if len(self.headers) > self._fields_max:
                 raise ValueError("too many header lines")
 
     def on_headers_complete(self) -> None:
         reader = self._reader
         self.status = status = reader.get_status_code()
         if 100 <= status < 200:
-            # An interim answer: the final one is still to come.
+            if status == 101:
+                raise ValueError("switched protocols unasked")
+            self._interim_bytes += self._size()
+            if self._heads > self._interim_max or self._interim_bytes > self._head_max:
+                raise ValueError("too many interim answers")
+            if status != 100:
+                # A 100 is for this hop alone: what our client is told, the server says.
+                self.interim = [*self.interim, (status, self.headers)]
             return
         if not 200 <= status <= 599:
             raise ValueError(f"status {status}")
+        if self._head_bytes > self._head_max and self._interim_bytes + self._size() > self._head_max:
+            # It came at once, perhaps with much of its body: only now it is known where it ends.
+            raise ValueError("the head is too large")
         if not reader.should_keep_alive():
             self._should_close = True
         self._phase = _BODY
@@ -205,6 +226,10 @@ class UpstreamProtocol(ResponseHandler):
             # The parser, which cannot be told, would wait for the body that the head announces.
             self._phase = _DONE
             self._reader = None
+
+    def _size(self) -> int:
+        """Return the bytes of the head that has come, without its reason and what pads the fields' values."""
+        return 16 + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         if self._phase != _BODY:

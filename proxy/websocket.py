@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of one message, either way: as much as the server accepts from a client.
-MAX_MESSAGE = 16 * 1024 * 1024
-#: Seconds between pings to the upstream. A peer that vanished is noticed after twice that.
-HEARTBEAT = 20.0
 #: RFC 6455 §7.4.1: what an endpoint may not send in a close frame.
 _NOT_SENDABLE = frozenset({1004, 1005, 1006, 1015})
 #: Seconds for which an upstream's close frame is waited for.
@@ -157,6 +153,7 @@ async def _connect(
         if target.spec.host:
             sent = headers.copy()
             sent["Host"] = target.spec.host
+        waits = target.in_flight > target.limit
         try:
             async with asyncio.timeout(conf["connect_timeout"] + conf["first_byte_timeout"]):
                 peer = await target.session().ws_connect(
@@ -165,9 +162,9 @@ async def _connect(
                     headers=sent,
                     autoping=True,
                     autoclose=True,
-                    heartbeat=HEARTBEAT,
+                    heartbeat=conf["websocket_ping"],
                     # It refuses messages of this size already.
-                    max_msg_size=MAX_MESSAGE + 1,
+                    max_msg_size=conf["websocket_max_bytes"] + 1,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_WITHIN),
                     compress=0,
                     ssl=target.tls,
@@ -176,6 +173,16 @@ async def _connect(
             logger.info("Upstream %s refused a WebSocket: %d", target.url, exc.status)
             pool.answered(exchange, exc.status)
             raise Refused("upstream_refused") from None
+        except aiohttp.ClientResponseError as exc:
+            logger.warning("Upstream %s sent an invalid answer to a handshake: %s", target.url, exc.message)
+            pool.failed(exchange, f"sent an invalid answer: {exc.message}")
+            raise Refused("upstream_invalid") from None
+        except aiohttp.ConnectionTimeoutError as exc:
+            if waits:
+                # As in Pool.connect.
+                raise Refused("upstream_busy") from None
+            pool.connecting_failed(exchange, exc)
+            never, failure = target, exc
         except TimeoutError:
             pool.failed(exchange, "did not answer a handshake in time")
             raise Refused("upstream_timeout") from None
@@ -186,7 +193,7 @@ async def _connect(
             pool.answered(exchange, 101)
             return peer
     logger.warning("No upstream for a WebSocket: %r", failure)
-    raise Refused("upstream_unreachable") from None
+    raise Refused("connect_timeout" if isinstance(failure, TimeoutError) else "upstream_unreachable") from None
 
 
 def _url(target: Target, below: bytes, query: bytes) -> URL:

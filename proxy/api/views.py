@@ -73,6 +73,7 @@ _OWN_ANSWERS = _refusals(
     "device_malformed",
     "address_forbidden",
     "path_ambiguous",
+    "method_overridden",
     "scope_forbidden",
     "request_timeout",
     "device_conflict",

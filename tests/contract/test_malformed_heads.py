@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from django.conf import settings
 
 from tests.proxy.live import LiveGateway, read_all, read_response
-from zenzefi.runtime import protocol
 
 PLANES = ["/health/live", "/api/v1/auth/login", "/api/v1/proxy/certificates/filter"]
 
@@ -76,12 +76,12 @@ def test_a_broken_chunk(server):
 @pytest.mark.parametrize("path", PLANES)
 @pytest.mark.parametrize("what", ["one field", "many fields", "without end", "the path"])
 def test_a_head_that_is_too_large(server, path, what):
-    size = protocol.HEAD_MAX_BYTES + 1
+    size = settings.GATEWAY["head_max_bytes"] + 1
     start = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n".encode()
     if what == "one field":
         pieces = [start, b"X: " + b"a" * size + b"\r\n\r\n"]
     elif what == "many fields":
-        pieces = [start, b"X: a\r\n" * (protocol.FIELDS_MAX + 1), b"\r\n"]
+        pieces = [start, b"X: a\r\n" * (settings.GATEWAY["head_max_fields"] + 1), b"\r\n"]
     elif what == "without end":
         pieces = [start, b"X: ", *[b"a" * 65536] * 100]
     else:

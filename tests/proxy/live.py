@@ -15,6 +15,7 @@ import uvloop
 
 from proxy.gateway import Gateway
 from zenzefi.lib import health
+from zenzefi.runtime import serving
 
 DEVICE = "device-one"
 
@@ -53,20 +54,12 @@ class LiveGateway:
                 self._application,
                 host="127.0.0.1",
                 port=self.port,
-                loop="uvloop",
-                http="zenzefi.runtime.protocol:BoundedHttpProtocol",
-                ws="websockets-sansio",
-                lifespan="on",
                 interface="asgi3",
                 log_level="warning",
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=1,
                 log_config=None,
+                **{**serving.options(), "timeout_graceful_shutdown": 1},
             )
-            server = self._server = uvicorn.Server(config)
+            server = self._server = serving.Server(config)
             running = asyncio.create_task(server.serve())
             while not server.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.005)

@@ -180,13 +180,15 @@ class Mirror:
 
 @dataclass(slots=True)
 class Got:
-    """One answer as it came: interim statuses, the final head, the body without framing, what came after it."""
+    """One answer as it came: interim ones, the final head, the body without framing, what came after it."""
 
     status: int
     reason: bytes
     headers: Headers
     body: bytes
     interim: list[int] = field(default_factory=list)
+    #: The fields of each of those.
+    interim_headers: list[Headers] = field(default_factory=list)
     trailers: bytes = b""
     #: How the body's end was told: "length", "chunked", "close", "none"; "broken" when it was not.
     framing: str = "none"
@@ -250,29 +252,33 @@ class Wire:
         self._pending.clear()
         return rest
 
+    def head(self) -> tuple[int, bytes, Headers]:
+        """Read one head, interim or final: status, reason, fields. Raises :class:`EOFError`."""
+        head = self._until(b"\r\n\r\n")[:-4]
+        first, *lines = head.split(b"\r\n")
+        version, status, *reason = first.split(b" ", 2)
+        assert version in (b"HTTP/1.1", b"HTTP/1.0"), first
+        headers: Headers = []
+        for line in lines:
+            name, colon, value = line.partition(b":")
+            assert colon and name and name == name.strip(), line
+            headers.append((name, value.strip()))
+        return int(status), b"".join(reason), headers
+
     def read(self, method: bytes = b"GET") -> Got:
         """Read one answer. Raises :class:`EOFError` when the connection ends before its head is whole."""
         interim: list[int] = []
-        while True:
-            head = self._until(b"\r\n\r\n")[:-4]
-            first, *lines = head.split(b"\r\n")
-            version, status, *reason = first.split(b" ", 2)
-            assert version in (b"HTTP/1.1", b"HTTP/1.0"), first
-            headers: Headers = []
-            for line in lines:
-                name, colon, value = line.partition(b":")
-                assert colon and name and name == name.strip(), line
-                headers.append((name, value.strip()))
-            if int(status) >= 200:
-                break
-            interim.append(int(status))
-        got = Got(int(status), b"".join(reason), headers, b"", interim)
+        interim_headers: list[Headers] = []
+        while (head := self.head())[0] < 200:
+            interim.append(head[0])
+            interim_headers.append(head[2])
+        got = Got(*head, b"", interim, interim_headers)
         lengths, codings = got.values(b"content-length"), got.values(b"transfer-encoding")
         if method == b"HEAD" or got.status in (204, 304):
             return got
         try:
             if codings:
-                assert codings == [b"chunked"] and not lengths, head
+                assert codings == [b"chunked"] and not lengths, got
                 got.framing = "chunked"
                 while size := int(self._until(b"\r\n")[:-2].partition(b";")[0], 16):
                     got.body += self._exactly(size)
@@ -281,7 +287,7 @@ class Wire:
                     got.trailers += line
             elif lengths:
                 got.framing = "length"
-                assert len(lengths) == 1, head
+                assert len(lengths) == 1, got
                 got.body = self._exactly(int(lengths[0]))
             else:
                 got.framing = "close"

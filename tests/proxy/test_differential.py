@@ -266,6 +266,11 @@ def cases() -> list[Case]:
         Case("100 before", answer=head(100) + OK),
         Case("103 before", answer=head(103, b"Link: </x>") + head(103) + OK),
         Case("102 before", answer=head(102) + OK),
+        Case("100, 103 and 199 before", answer=head(100) + head(103, b"Link: </x>") + head(199, b"X-A: 1") + OK),
+        Case("103 before, to HEAD", b"HEAD", answer=head(103, b"Link: </x>") + bare),
+        Case("103 before, to POST", b"POST", headers=b"Content-Length: 4\r\n", body=b"body", answer=head(103) + OK),
+        Case("103 before 304", answer=head(103, b"Link: </x>") + head(304, b'ETag: "a"')),
+        *(Case(f"103 with {fields[0][:24]!r}", answer=head(103, *fields) + OK) for fields in ANSWER_FIELDS),
         Case("no reason", answer=b"HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok"),
         Case("odd reason", answer=b"HTTP/1.1 200 Tout \xe9t\xe9\r\nContent-Length: 2\r\n\r\nok"),
         Case(
@@ -326,8 +331,16 @@ def compare_answers(case: Case, direct: Got, relayed: Got) -> None:
     assert relayed.values(b"via")[-1].endswith(b"1.1 zenzefi-proxy")
     assert len(relayed.values(b"x-request-id")) == 1
     assert relayed.trailers == b""
-    # An interim answer is the server's affair, except the 100 that the client waits for.
-    assert relayed.interim == ([100] if b"100-continue" in case.headers else [])
+    # A 100 is for one hop: the client's is said by the gateway.
+    assert [status for status in relayed.interim if status != 100] == [s for s in direct.interim if s != 100]
+    assert relayed.interim.count(100) == (b"100-continue" in case.headers)
+    said = [fields for status, fields in zip(direct.interim, direct.interim_headers, strict=True) if status != 100]
+    passed_on = [
+        fields for status, fields in zip(relayed.interim, relayed.interim_headers, strict=True) if status != 100
+    ]
+    for there, here in zip(said, passed_on, strict=True):
+        assert kept(here, OURS_DOWN) == kept(there, OURS_DOWN)
+        assert [value for name, value in here if name == b"via"] == [b"1.1 zenzefi-proxy"]
     lengths = direct.values(b"content-length")
     encoded = [v for v in direct.values(b"content-encoding") if v.lower() != b"identity"]
     if direct.status in (204, 304) or (encoded and case.method != b"HEAD"):

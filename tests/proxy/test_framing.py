@@ -143,18 +143,6 @@ def test_an_answer_that_is_none_becomes_502(live, settings, issue, answer):
     assert issued.reload().activated_at is None
 
 
-def test_interim_answers_are_passed_over(live, settings, issue):
-    with RawUpstream(
-        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-    ) as server:
-        settings.ZENZEFI_TARGET_URLS = [server.url]
-        live.stop()
-        live.start()
-        with live.client(issue().secret) as client:
-            assert client.get("x").content == b"ok"
-
-
 def test_an_old_client_gets_its_answer(live, issue):
     with live.raw() as peer:
         data = request_bytes("bytes/1000", issue().secret).replace(b"HTTP/1.1", b"HTTP/1.0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -13,7 +14,7 @@ from websockets.sync.client import connect
 from proxy import services
 from tests.proxy.live import DEVICE
 from tests.proxy.test_refusals import assert_untouched
-from tests.upstream import unused_port, wait_until
+from tests.upstream import RawUpstream, unused_port, wait_until
 from tokens import secrets
 from tokens.services import revoke_token
 
@@ -132,6 +133,44 @@ def test_an_unreachable_upstream_is_502_and_starts_nothing(live, settings, issue
         open_socket(live, issued.secret)
     assert refused.value.response.status_code == 502
     assert issued.reload().activated_at is None
+
+
+def test_a_connection_that_is_not_made_in_time_is_504(live, settings, issue):
+    with contextlib.ExitStack() as stack:
+        # A listener whose queue is full lets nobody in and refuses nobody.
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        settings.ZENZEFI_TARGET_URLS = [f"http://127.0.0.1:{listener.getsockname()[1]}"]
+        settings.GATEWAY = {**settings.GATEWAY, "connect_timeout": 0.4}
+        live.stop()
+        live.start()
+        issued = issue()
+        started = time.monotonic()
+        with pytest.raises(InvalidStatus) as refused:
+            open_socket(live, issued.secret)
+        assert time.monotonic() - started < 4
+    response = refused.value.response
+    assert (response.status_code, response.headers["x-zenzefi-error"]) == (504, "connect_timeout")
+    assert issued.reload().activated_at is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"garbage\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\nX-Fill: %b\r\n\r\n" % (b"v" * 300_000)],
+    ids=["garbage", "a large head"],
+)
+def test_an_answer_to_the_handshake_that_is_none_is_502(live, settings, issue, answer):
+    with RawUpstream(answer) as server:
+        settings.ZENZEFI_TARGET_URLS = [server.url]
+        live.stop()
+        live.start()
+        with pytest.raises(InvalidStatus) as refused:
+            open_socket(live, issue().secret)
+    response = refused.value.response
+    assert (response.status_code, response.headers["x-zenzefi-error"]) == (502, "upstream_invalid")
 
 
 def test_it_is_cut_when_the_token_is_revoked(live, upstream, issue):

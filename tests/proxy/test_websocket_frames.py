@@ -19,6 +19,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.sync.client import connect
+from websockets.utils import accept_key
 
 from tests.proxy.live import DEVICE
 from tests.proxy.mirror import Peer, Wire
@@ -570,3 +571,30 @@ def test_an_upstream_that_does_not_read_holds_the_client_back(served, mirror):
                 sent += len(message)
         assert sent < 60 * MEGABYTE
     wait_until(lambda: len(served.live.gateway.registry) == 0, what="the end of the exchange")
+
+
+@pytest.mark.parametrize(
+    "fields", [b"X: 1\r\n" * 180, b"Cookie: a=%b\r\n" % (b"v" * 30_000)], ids=["many fields", "a large field"]
+)
+def test_a_handshake_may_have_as_large_a_head_as_a_request(served, mirror, fields):
+    """The library's own bounds, a hundred and twenty-eight fields of 8 KiB, are not ours."""
+
+    async def answer(peer: Peer) -> bool:
+        assert peer.seen is not None
+        [key] = peer.seen.values(b"sec-websocket-key")
+        await peer.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n%b\r\n"
+            % (accept_key(key.decode()).encode(), fields.replace(b"Cookie", b"X-Set"))
+        )
+        await peer.send(plain(TEXT, b"hello"))
+        await peer.until_closed()
+        return False
+
+    mirror.answers["wide"] = answer
+    with served.wire() as wire:
+        upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        wire.send(served.request(b"wide", upgrade + b"Sec-WebSocket-Key: %b\r\n" % KEY + fields))
+        status, _, _ = wire.head()
+        assert status == 101
+        assert wire._exactly(7) == plain(TEXT, b"hello")

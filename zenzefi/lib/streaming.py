@@ -11,6 +11,9 @@ from django.http import HttpRequest, StreamingHttpResponse
 #: Key of an ``http.response.start`` message, true when the first body message follows without waiting: our server
 #: then writes both together. Others ignore what they do not know.
 BODY_FOLLOWS = "zenzefi.body_follows"
+#: A message with the ``status`` and ``headers`` of an interim answer (RFC 9110 §15.2), before ``http.response.start``.
+#: Only for a server that names it in ``scope["extensions"]``; ours does to HTTP/1.1.
+INTERIM = "zenzefi.interim"
 
 
 def streaming_response(request: HttpRequest, parts: Iterator[str], *, content_type: str) -> StreamingHttpResponse:

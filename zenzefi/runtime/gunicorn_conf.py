@@ -23,8 +23,8 @@ backlog = 2048
 keepalive = 75
 # A worker whose event loop is stuck for this long is replaced.
 timeout = 60
-# After uvicorn's own limit, which still has to cut streams and flush the meters.
-graceful_timeout = math.ceil(settings.GATEWAY["shutdown_grace"]) + 3
+# After uvicorn's own limit, which still has to cut streams, flush the meters and see the last bytes off.
+graceful_timeout = math.ceil(settings.GATEWAY["shutdown_grace"]) + 5
 accesslog = None
 errorlog = "-"
 loglevel = "warning"

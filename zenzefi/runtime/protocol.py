@@ -20,18 +20,18 @@ import httptools
 from django.conf import settings
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets import http11
 
-from zenzefi.lib.streaming import BODY_FOLLOWS
+from zenzefi.lib.streaming import BODY_FOLLOWS, INTERIM
 from zenzefi.runtime.strictness import handshake_fault, is_good_request_line
-
-#: Bytes of a request's head, its first line and its fields, that are waited for. Nothing else bounds them.
-HEAD_MAX_BYTES = 64 * 1024
-#: A head that arrives at once is parsed before it is counted, and each field costs time wherever it is looked at.
-FIELDS_MAX = 200
 
 #: Seconds in which what a refused client still sends is thrown away. Closing on unread bytes resets the connection,
 #: and the answer with it (RFC 9112 §9.6).
 LINGER_SECONDS = 1.0
+
+#: Seconds for which a kept connection may be silent when the worker stops. A request that is on its way finds it open.
+LAST_REQUEST_SECONDS = 0.5
 
 #: Bytes of an answer's first piece up to which copying it behind the head is cheaper than a second system call.
 _JOIN_BYTES = 64 * 1024
@@ -47,6 +47,12 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PLAIN_BYTES = bytes(byte for byte in range(256) if byte >= 0x20 and byte != 0x7F) + b"\t"
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
+#: ``scope["extensions"]`` by version. RFC 9110 §15.2: HTTP/1.0 knows no interim answers.
+_EXTENSIONS: dict[str, dict[str, dict[str, Any]]] = {"1.1": {INTERIM: {}}, "1.0": {}}
+
+# A handshake has passed our own bounds when the library reads it. What exceeded the library's it would never answer.
+http11.MAX_LINE_LENGTH = http11.MAX_NUM_HEADERS = 2**31
+
 #: Names of answers' fields as they go out, by how the application spells them. Bounded; they come from upstreams.
 _names: dict[bytes, bytes] = {}
 
@@ -59,6 +65,21 @@ def _learn(name: bytes) -> bytes:
     if len(_names) < 2048:
         _names[name] = lower
     return lower
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    """Return a head of these lines. Raises :class:`RuntimeError` when one of them is none, or more than one."""
+    count = len(lines) + 1
+    lines.append(b"\r\n")
+    head = b"".join(lines)
+    if head.translate(None, _PLAIN_BYTES) != b"\r\n" * count:
+        raise RuntimeError("Invalid HTTP header value.")
+    return head
+
+
+def _size_of(target: bytes, fields: list[tuple[bytes, bytes]]) -> int:
+    """Return the bytes of a request's head, without what pads the fields' values. The method counts as three."""
+    return len(target) + 18 + sum(len(name) + len(value) + 4 for name, value in fields)
 
 
 class Wakeup:
@@ -126,17 +147,32 @@ class Cycle(RequestResponseCycle):
         self.body = bytearray()
 
     async def send(self, message: Any) -> None:
-        if self.flow.write_paused and not self.disconnected:
+        # An interim answer waits for nobody: those of a request are few, and the final one waits.
+        if self.flow.write_paused and not self.disconnected and message["type"] != INTERIM:
             await self.flow.drain()
         if self.disconnected:
             return
         expected = "http.response.body" if self.response_started else "http.response.start"
         if message["type"] != expected or self.response_complete:
+            if message["type"] == INTERIM and not self.response_started and INTERIM in self.scope["extensions"]:
+                self._send_interim(message["status"], message["headers"])
+                return
             raise RuntimeError(f"Expected ASGI message {expected!r}, but got {message['type']!r}.")
         if self.response_started:
             self._send_body(message.get("body", b""), message.get("more_body", False))
         else:
             self._send_head(message["status"], message.get("headers", ()), BODY_FOLLOWS in message)
+
+    def _send_interim(self, status: int, headers: Any) -> None:
+        if not 102 <= status <= 199:
+            raise RuntimeError(f"{status} is not the status of an interim answer.")
+        lines = [STATUS_LINE[status]]
+        for name, value in headers:
+            lower = _names.get(name) or _learn(name)
+            if lower in _FRAMING:
+                raise RuntimeError("An interim answer has no framing.")
+            lines.append(b"%b: %b\r\n" % (lower, value))
+        self.transport.write(_joined(lines))
 
     def _send_head(self, status: int, headers: Any, body_follows: bool) -> None:
         self.response_started = True
@@ -164,11 +200,7 @@ class Cycle(RequestResponseCycle):
             else:
                 self.chunked_encoding = True
                 lines.append(b"transfer-encoding: chunked\r\n")
-        count = len(lines) + 1
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.translate(None, _PLAIN_BYTES) != b"\r\n" * count:
-            raise RuntimeError("Invalid HTTP header value.")
+        head = _joined(lines)
         if body_follows:
             self._head = head
         else:
@@ -207,13 +239,17 @@ class Cycle(RequestResponseCycle):
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Refuses with 431 (RFC 6585 §5) a head above :data:`HEAD_MAX_BYTES` or :data:`FIELDS_MAX` fields, and with 408
-    one that takes longer than ``GATEWAY_HEAD_TIMEOUT``, counted from its first byte.
+    """Refuses with 431 (RFC 6585 §5) a head above ``GATEWAY_HEAD_MAX_BYTES`` or ``GATEWAY_HEAD_MAX_FIELDS``, and with
+    408 one that takes longer than ``GATEWAY_HEAD_TIMEOUT``, counted from its first byte.
     """
 
     _head_bytes = 0
+    #: What was read last could hold a head that is too large, and whole.
+    _is_much = False
     _in_head = True
     _refused = False
+    #: The worker stops: the connection ends with the next answer.
+    _leaving = False
     _watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -221,8 +257,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         _bound_unread(transport)
         #: When the connection fell idle, or the head began that is being read.
         self._since = self.loop.time()
-        self._head_seconds: float = settings.GATEWAY["head_timeout"]
-        self._watch = self.loop.call_later(self._head_seconds / 4, self._look)
+        conf = settings.GATEWAY
+        self._head_seconds: float = conf["head_timeout"]
+        self._head_max: int = conf["head_max_bytes"]
+        self._fields_max: int = conf["head_max_fields"]
+        self._pause = self._head_seconds / 4
+        self._watch = self.loop.call_later(self._pause, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
@@ -237,6 +277,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_watching()
         super().handle_websocket_upgrade()
 
+    def shutdown(self) -> None:
+        """Take leave: the last answer tells the client, and only what is silent is closed without a word.
+
+        uvicorn closes at once what is idle, and loses the request that is just arriving (RFC 9112 §9.5).
+        """
+        self._leaving = True
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+        elif not self._head_bytes:
+            self._since = self.loop.time()
+        self._stop_watching()
+        self._pause = LAST_REQUEST_SECONDS / 4
+        self._watch = self.loop.call_later(LAST_REQUEST_SECONDS, self._look)
+
     def _stop_watching(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
@@ -247,20 +301,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
         A look now and then takes the place of a timer for every request.
         """
-        self._watch = self.loop.call_later(self._head_seconds / 4, self._look)
+        self._watch = self.loop.call_later(self._pause, self._look)
         if self.cycle is None or self.cycle.response_complete:
             waited = self.loop.time() - self._since
             if self._head_bytes:
                 if waited > self._head_seconds:
                     self._refuse(408)
+            elif self._leaving:
+                if waited >= LAST_REQUEST_SECONDS:
+                    self.transport.close()
             elif waited > (self._head_seconds if self.cycle is None else self.timeout_keep_alive):
                 self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        size = len(data)
+        self._is_much = size > self._head_max
         if self._in_head:
-            self._head_bytes += len(data)
+            self._head_bytes += size
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -270,7 +329,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.handle_websocket_upgrade()
             else:
                 self._unsupported_upgrade_warning()
-        if self._in_head and self._head_bytes > HEAD_MAX_BYTES:
+        if self._in_head and self._head_bytes > self._head_max:
             self._refuse(431)
 
     def on_message_begin(self) -> None:
@@ -290,17 +349,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.headers.append((name, value))
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
-        if len(self.headers) > FIELDS_MAX or len(name) + len(value) > HEAD_MAX_BYTES:
+        if len(self.headers) > self._fields_max or len(name) + len(value) > self._head_max:
             self._refuse(431)
             # Stops the parser, which reports it as malformed; by then it is refused.
             raise ValueError("too many header fields")
 
     def on_headers_complete(self) -> None:
+        parser = self.parser
+        url = self.url
+        if (self._is_much or self._head_bytes > self._head_max) and _size_of(url, self.headers) > self._head_max:
+            self._refuse(431)
+            raise ValueError("a head that is too large")
         self._in_head = False
         self._head_bytes = 0
-        parser = self.parser
         version = parser.get_http_version()
-        url = self.url
         if not is_good_request_line(url, version, self.headers):
             self._refuse(400)
             raise ValueError("a request line that is not acted on")
@@ -323,12 +385,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             "raw_path": self.root_path.encode("ascii") + raw_path,
             "query_string": query,
             "headers": self.headers,
+            "extensions": _EXTENSIONS[version],
         }
         self.scope = scope  # type: ignore[assignment]
         if parser.should_upgrade() and self._should_upgrade():
             return
         running = self.cycle
-        self.cycle = cycle = Cycle(self, scope, version != "1.0" and parser.should_keep_alive())
+        self.cycle = cycle = Cycle(self, scope, version != "1.0" and parser.should_keep_alive() and not self._leaving)
         if running is None or running.response_complete:
             self._start_asgi_task(cycle, self.app)
         else:
@@ -384,3 +447,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         else:
             # The malformed part is a body; the application that reads it must see the client gone.
             self.transport.close()
+
+
+class GracefulWebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's own, but that it is not cut when the worker should stop: that is the gateway's part, with 1012, once
+    the grace period is over.
+    """
+
+    def shutdown(self) -> None:
+        if self.close_sent:
+            super().shutdown()

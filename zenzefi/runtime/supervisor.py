@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import selectors
 import shutil
@@ -180,7 +181,7 @@ class Supervisor:
                 "web",
                 [*web, "--bind", f"fd://{self.listener.fileno()}"],
                 counted,
-                stop_seconds=settings.GATEWAY["shutdown_grace"] + 4,
+                stop_seconds=math.ceil(settings.GATEWAY["shutdown_grace"]) + 6,
                 inherited=(self.listener.fileno(),),
             ),
             # Tasks are acknowledged late and safe to run twice, so one that takes longer is simply repeated.

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
+import sys
 
-from django.conf import settings
+from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
+
+from zenzefi.runtime import serving
 
 
 class GatewayWorker(UvicornWorker):
-    """uvicorn with uvloop and httptools, a bounded head, and nothing added to what the application sends."""
+    """One process of :class:`zenzefi.runtime.serving.Server`."""
 
-    CONFIG_KWARGS = {
-        "loop": "uvloop",
-        "http": "zenzefi.runtime.protocol:BoundedHttpProtocol",
-        "ws": "websockets-sansio",
-        "lifespan": "on",
-        "access_log": False,
-        # A proxied answer carries its upstream's Server and Date; a second one would be false.
-        "server_header": False,
-        "date_header": False,
-        # uvicorn trusts X-Forwarded-For from loopback by default. Whom to trust is TRUSTED_PROXIES' affair.
-        "proxy_headers": False,
-        # Without it an open stream holds the worker for ever when it should stop.
-        "timeout_graceful_shutdown": math.ceil(settings.GATEWAY["shutdown_grace"]),
-    }
+    CONFIG_KWARGS = serving.options()
+
+    async def _serve(self) -> None:
+        self.config.app = self.wsgi
+        server = serving.Server(config=self.config)
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)

@@ -291,6 +291,16 @@ GATEWAY = {
     "first_byte_timeout": env.seconds("GATEWAY_FIRST_BYTE_TIMEOUT", "60"),
     # How long a client may leave unread what it was sent.
     "unread_timeout": env.seconds("GATEWAY_UNREAD_TIMEOUT", "60"),
+    # Bytes and fields of a request's head; of an answer's with the interim ones before it; how many of these.
+    "head_max_bytes": env.integer("GATEWAY_HEAD_MAX_BYTES", 64 * 2**10, minimum=1024, maximum=2**24),
+    "head_max_fields": env.integer("GATEWAY_HEAD_MAX_FIELDS", 200, minimum=10, maximum=10_000),
+    "upstream_head_max_bytes": env.integer("GATEWAY_UPSTREAM_HEAD_MAX_BYTES", 256 * 2**10, minimum=1024, maximum=2**24),
+    "upstream_head_max_fields": env.integer("GATEWAY_UPSTREAM_HEAD_MAX_FIELDS", 1000, minimum=10, maximum=100_000),
+    "upstream_max_interim": env.integer("GATEWAY_UPSTREAM_MAX_INTERIM", 100, minimum=0, maximum=10_000),
+    # Bytes of one WebSocket message, either way.
+    "websocket_max_bytes": env.integer("GATEWAY_WEBSOCKET_MAX_BYTES", 16 * 2**20, minimum=1024, maximum=2**30),
+    # Seconds between two pings to either side of a WebSocket.
+    "websocket_ping": env.seconds("GATEWAY_WEBSOCKET_PING", "20", minimum="0.1"),
     # Bytes of one request's body.
     "body_max_bytes": env.integer("GATEWAY_BODY_MAX_BYTES", 10 * 2**30, minimum=1, maximum=10**12 - 1),
     "idle_timeout": env.seconds("GATEWAY_IDLE_TIMEOUT", "60"),
