@@ -29,6 +29,10 @@ HEAD_MAX_BYTES = 64 * 1024
 #: A head that arrives at once is parsed before it is counted, and each field costs time wherever it is looked at.
 FIELDS_MAX = 200
 
+#: Bytes of a body in chunks that carry none of it: sizes, extensions, trailers. The parser keeps a trailer until its
+#: end, and no deadline is as quick as a client (RFC 9112 §7.1.1).
+FRAMING_MAX_BYTES = 64 * 1024
+
 #: Seconds in which what a refused client still sends is thrown away. Closing on unread bytes resets the connection,
 #: and the answer with it (RFC 9112 §9.6).
 LINGER_SECONDS = 1.0
@@ -208,10 +212,13 @@ class Cycle(RequestResponseCycle):
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """Refuses with 431 (RFC 6585 §5) a head above :data:`HEAD_MAX_BYTES` or :data:`FIELDS_MAX` fields, and with 408
-    one that takes longer than ``GATEWAY_HEAD_TIMEOUT``, counted from its first byte.
+    one that takes longer than ``GATEWAY_HEAD_TIMEOUT``, counted from its first byte; ends with 400 a body whose
+    framing has no end.
     """
 
     _head_bytes = 0
+    #: Since the head, or since the last piece of the body.
+    _framing_bytes = 0
     _in_head = True
     _refused = False
     _watch: asyncio.TimerHandle | None = None
@@ -261,6 +268,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._head_bytes += len(data)
+        elif self._framing_bytes > FRAMING_MAX_BYTES:
+            self._refuse(400)
+            return
+        else:
+            self._framing_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -297,7 +309,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._framing_bytes = 0
         parser = self.parser
         version = parser.get_http_version()
         url = self.url
@@ -337,6 +349,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
+        self._framing_bytes = 0
         cycle = self.cycle
         if (self.parser.should_upgrade() and self._should_upgrade()) or cycle.response_complete:
             return
