@@ -21,8 +21,6 @@ UPSTREAMS = Script("upstreams")
 SCRIPTS = (BREAKER, UPSTREAMS)
 
 CLOSED, HALF_OPEN, OPEN = "closed", "half_open", "open"
-#: Milliseconds after which a trial that nobody has told the end of makes room for another.
-TRIAL_MS = 30_000
 #: Seconds until a circuit is asked about again that another worker is trying.
 _OTHERS_TRIAL = 0.25
 #: Characters of an error that are kept.
@@ -164,12 +162,16 @@ async def share_opening(link: RedisLink, target_id: str, circuit: Circuit) -> No
 
 
 async def may_try(link: RedisLink, target_id: str, circuit: Circuit, *, by: Any) -> bool:
-    """Whether this exchange may be the one that tries the server. Without Redis, one of each worker may."""
+    """Whether this exchange may be the one that tries the server. Without Redis, one of each worker may.
+
+    A trial that nobody has told the end of, as its process was killed, makes room for another after ``lease_seconds``.
+    """
     circuit.trial = by
+    lease = round(settings.GATEWAY["lease_seconds"] * 1000)
     verdict, wait = 1, 0
     if link.up:
         try:
-            verdict, wait = await link.run(BREAKER, (keys.upstream(target_id),), ("try", TRIAL_MS))
+            verdict, wait = await link.run(BREAKER, (keys.upstream(target_id),), ("try", lease))
         except RedisAway:
             pass
     if circuit.trial is not by:

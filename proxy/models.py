@@ -222,13 +222,16 @@ class SessionQuerySet(models.QuerySet["Session"]):
 
 
 class Session(models.Model):
-    """The use of one token by one device, from its first request until it was idle or the token ended."""
+    """The use of one token by one device, from its first request until it was idle, lost it or the token ended."""
 
     class EndedReason(models.TextChoices):
         IDLE = "idle", _("Idle")
         EXPIRED = "expired", _("Token expired")
         REVOKED = "revoked", _("Token revoked")
         DEVICE_RELEASED = "device_released", _("Device released")
+        #: Another device holds the token, which has one seat.
+        DEVICE_CHANGED = "device_changed", _("Another device took over")
+        OWNER_DISABLED = "owner_disabled", _("Owner disabled")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     token = models.ForeignKey(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis.exceptions
+from django.db import DatabaseError
 from django.db.models.signals import m2m_changed, post_delete, post_save
 from django.dispatch import receiver
 
@@ -24,11 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 @receiver(credentials_changed)
-def evict_changed(sender: Any, *, digests: Sequence[str], revoked: bool, **_: Any) -> None:
+def evict_changed(
+    sender: Any, *, digests: Sequence[str], token_ids: Sequence[uuid.UUID], revoked: bool, **_: Any
+) -> None:
     try:
         services.evict_credentials(digests=digests, revoked=revoked)
     except redis.exceptions.RedisError as exc:
         logger.warning("Eviction of %d credentials waits for the sweep: %s", len(digests), exc)
+    if revoked:
+        _end_sessions(token__in=list(token_ids))
 
 
 @receiver(user_access_changed)
@@ -38,6 +43,14 @@ def evict_tokens_of_user(sender: Any, *, user_id: uuid.UUID, **_: Any) -> None:
         services.evict_credentials(digests=digests, revoked=False)
     except redis.exceptions.RedisError as exc:
         logger.warning("Eviction of a user's credentials waits for the sweep: %s", exc)
+    _end_sessions(user=user_id)
+
+
+def _end_sessions(**those: Any) -> None:
+    try:
+        services.end_refused_sessions(**those)
+    except DatabaseError as exc:
+        logger.warning("Sessions are ended by the sweep: %s", exc)
 
 
 @receiver(device_released)

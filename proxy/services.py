@@ -155,6 +155,38 @@ WHERE s.token_id = r.token_id AND s.device_id = r.device_id AND s.ended_at IS NU
   AND s.last_activity_at < r.first_seen - make_interval(secs => %s)
 """
 
+# Counts arrive seconds after they were made. Those of a session that has ended meanwhile are its own: a row for them
+# would be an open session of a token or device that is out. What is cut when a session ends is over two seconds later.
+_ADD_TO_ENDED = """
+UPDATE proxy_session s SET
+  requests = s.requests + r.requests,
+  bytes_in = s.bytes_in + r.bytes_in,
+  bytes_out = s.bytes_out + r.bytes_out,
+  started_at = LEAST(s.started_at, r.first_seen),
+  last_activity_at = GREATEST(s.last_activity_at, LEAST(r.last_seen, s.ended_at))
+FROM (
+  SELECT *, (SELECT e.id FROM proxy_session e WHERE e.token_id = u.token_id AND e.device_id = u.device_id
+             ORDER BY e.ended_at DESC NULLS FIRST LIMIT 1) AS newest
+  FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::timestamptz[], %s::timestamptz[])
+       AS u(token_id, device_id, requests, bytes_in, bytes_out, first_seen, last_seen)
+) r
+WHERE s.id = r.newest AND r.last_seen < s.ended_at + make_interval(
+  secs => CASE WHEN s.ended_reason IN ('revoked', 'expired', 'owner_disabled', 'device_changed') THEN 2 ELSE 0 END)
+RETURNING s.token_id::text, s.device_id
+"""
+
+# A token with one seat is with the device that used it last; as for limits, its own row counts before its tier's.
+_CLOSE_CHANGED = """
+UPDATE proxy_session s SET ended_at = r.first_seen, ended_reason = 'device_changed'
+FROM unnest(%s::uuid[], %s::text[], %s::timestamptz[]) AS r(token_id, device_id, first_seen)
+     JOIN tokens_accesstoken t ON t.id = r.token_id
+     JOIN accounts_user u ON u.id = t.owner_id
+     LEFT JOIN proxy_tokenlimits own ON own.token_id = t.id
+     LEFT JOIN proxy_tierlimits tier ON tier.tier_id = u.tier_id
+WHERE s.token_id = r.token_id AND s.device_id <> r.device_id AND s.ended_at IS NULL
+  AND s.last_activity_at < r.first_seen AND COALESCE(own.seats, tier.seats, 1) = 1
+"""
+
 # Rows of tokens that are gone are left out by the join: their counts belong to nobody any more.
 _ADD = """
 INSERT INTO proxy_session AS s (id, token_id, user_id, device_id, client_address, user_agent, requests, bytes_in,
@@ -219,7 +251,19 @@ def apply_batches(batches: Sequence[tuple[uuid.UUID, Sequence[MeterRow]]]) -> in
             count_usage(batches=fresh)
             with connection.cursor() as cursor:
                 cursor.execute(_CLOSE_STALE, [tokens, devices, firsts, settings.SESSION_IDLE_SECONDS])
-                cursor.execute(_ADD, [tokens, devices, addresses, agents, requests, bytes_in, bytes_out, firsts, lasts])
+                cursor.execute(_ADD_TO_ENDED, [tokens, devices, requests, bytes_in, bytes_out, firsts, lasts])
+                late = set(cursor.fetchall())
+                current = [
+                    row
+                    for row in zip(
+                        *(tokens, devices, addresses, agents, requests, bytes_in, bytes_out, firsts, lasts), strict=True
+                    )
+                    if row[:2] not in late
+                ]
+                if current:
+                    columns = [list(column) for column in zip(*current, strict=True)]
+                    cursor.execute(_ADD, columns)
+                    cursor.execute(_CLOSE_CHANGED, [columns[0], columns[1], columns[7]])
             tokens_services.record_device_use(
                 [
                     (uuid.UUID(token), device, last_seen)
@@ -262,13 +306,21 @@ def end_sessions_of_released_device(*, token_id: uuid.UUID, device_id: str = "")
     return opened.update(ended_at=clock.now(), ended_reason=Session.EndedReason.DEVICE_RELEASED)
 
 
+def end_refused_sessions(**those: Any) -> int:
+    """End the sessions of tokens that are refused now, of all or of those that the lookups name. Returns how many."""
+    now = clock.now()
+    reasons = Session.EndedReason
+    opened = Session.objects.open().filter(**those)
+    ended = opened.filter(token__revoked_at__isnull=False).update(ended_at=now, ended_reason=reasons.REVOKED)
+    ended += opened.filter(token__expires_at__lte=now).update(ended_at=now, ended_reason=reasons.EXPIRED)
+    ended += opened.filter(user__is_active=False).update(ended_at=now, ended_reason=reasons.OWNER_DISABLED)
+    return ended
+
+
 def close_sessions() -> int:
-    """End the sessions that are idle or whose token ended. Returns how many."""
+    """End the sessions that are idle or whose token is refused. Returns how many."""
     now = clock.now()
     idle = timedelta(seconds=settings.SESSION_IDLE_SECONDS)
-    reasons = Session.EndedReason
-    opened = Session.objects.open()
-    closed = opened.filter(token__revoked_at__isnull=False).update(ended_at=now, ended_reason=reasons.REVOKED)
-    closed += opened.filter(token__expires_at__lte=now).update(ended_at=now, ended_reason=reasons.EXPIRED)
-    closed += opened.filter(last_activity_at__lt=now - idle).update(ended_at=now, ended_reason=reasons.IDLE)
-    return closed
+    ended = end_refused_sessions()
+    opened = Session.objects.open().filter(last_activity_at__lt=now - idle)
+    return ended + opened.update(ended_at=now, ended_reason=Session.EndedReason.IDLE)

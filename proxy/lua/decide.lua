@@ -30,7 +30,14 @@ end
 local token = c[1]
 if not token then
   local refusal = redis.call('HGET', KEYS[1], 'r')
-  if not refusal then return {1, generation} end
+  if not refusal then
+    if not g[1] then
+      -- Its own for this look into PostgreSQL: a Redis that forgets everything meanwhile must not seem unchanged.
+      generation = string.format('%.0f', t[1] * 1000000 + t[2])
+      redis.call('SET', KEYS[2], generation, 'EX', 20)
+    end
+    return {1, generation}
+  end
   if refusal == 'u' then return {2, generation} end
   if refusal == 'h' then return {20, generation} end
   return {3, generation}

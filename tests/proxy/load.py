@@ -6,14 +6,22 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import Protocol
 
 import aiohttp
 
-from tests.proxy.live import DEVICE, LiveGateway
+from tests.proxy.live import DEVICE
+
+
+class Gateway(Protocol):
+    """In this process or in one of its own."""
+
+    @property
+    def proxy(self) -> str: ...
 
 
 def hammer(
-    servers: Sequence[LiveGateway],
+    servers: Sequence[Gateway],
     secret: str,
     *,
     connections: int,

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -75,8 +75,21 @@ def own_redis() -> Iterator[OwnRedis]:
             server.stop()
 
 
+class Hold:
+    """The answers to questions that contain ``needle``: kept back from when it ``answered`` until ``let_go`` is set."""
+
+    def __init__(self, needle: bytes) -> None:
+        self.needle = needle
+        self.answered = threading.Event()
+        self.let_go = threading.Event()
+        self.sources: set[socket.socket] = set()
+
+
 class Gate:
-    """Stands before a server's Unix socket: connections through it can be cut and refused."""
+    """Stands before a server's Unix socket: connections through it can be cut and refused, its answers held back.
+
+    ``questions`` counts what it passed on by pieces of text to look for, set to 0 by whoever wants to know.
+    """
 
     def __init__(self, path: str, target: str) -> None:
         self._path = path
@@ -84,6 +97,12 @@ class Gate:
         self._listener: socket.socket | None = None
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._lock = threading.Lock()
+        self._hold: Hold | None = None
+        self.questions: dict[bytes, int] = {}
+
+    def hold_answers_to(self, needle: bytes) -> Hold:
+        self._hold = Hold(needle)
+        return self._hold
 
     def open(self) -> None:
         Path(self._path).unlink(missing_ok=True)
@@ -117,13 +136,29 @@ class Gate:
                 return
             with self._lock:
                 self._pairs.append((near, far))
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+            for source, sink, look in ((near, far, self._asks), (far, near, self._answers)):
+                threading.Thread(target=self._pass_on, args=(source, sink, look), daemon=True).start()
+
+    def _asks(self, source: socket.socket, sink: socket.socket, data: bytes) -> None:
+        for text in self.questions:
+            self.questions[text] += data.count(text)
+        hold = self._hold
+        if hold is not None and hold.needle in data:
+            hold.sources.add(sink)
+
+    def _answers(self, source: socket.socket, sink: socket.socket, data: bytes) -> None:
+        hold = self._hold
+        if hold is not None and source in hold.sources:
+            hold.answered.set()
+            assert hold.let_go.wait(20), "nobody let the answer go"
 
     @staticmethod
-    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(
+        source: socket.socket, sink: socket.socket, look: Callable[[socket.socket, socket.socket, bytes], None]
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                look(source, sink, data)
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):

@@ -7,16 +7,20 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
+from django.contrib.auth import get_user_model
 from django.db import connection
 
+from accounts.services import set_user_active
 from proxy import keys, services, tasks
+from proxy.administration import set_tier_limits
 from proxy.models import MeterBatch, Session
 from proxy.validation import FLUSH
 from tests.proxy.live import DEVICE
 from tests.threads import run_at_once
 from tests.upstream import wait_until
-from tokens.services import release_device
+from tokens.services import release_device, revoke_token
 from zenzefi.lib import redis as redis_client
 
 
@@ -130,7 +134,7 @@ def test_many_rows_are_one_statement(issue, django_assert_max_num_queries):
     issued = issue()
     batches = [(uuid.uuid4(), [row(issued, device=f"device-{n:04d}") for n in range(200)]) for _ in range(3)]
 
-    with django_assert_max_num_queries(15):
+    with django_assert_max_num_queries(16):
         services.apply_batches(batches)
 
     assert issued.token.sessions.count() == 200
@@ -218,3 +222,127 @@ def test_the_database_allows_one_open_session_a_pair(issue):
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_indexes WHERE indexname = 'proxy_session_one_open'")
         assert cursor.fetchone() == (1,)
+
+
+# --- why sessions end
+
+
+def reasons(issued):
+    """Return why each session ended, in the order of their beginnings; empty for an open one."""
+    return list(issued.token.sessions.order_by("started_at").values_list("ended_reason", flat=True))
+
+
+def apply(*rows):
+    services.apply_batches([(uuid.uuid4(), list(rows))])
+
+
+def test_revocation_ends_sessions_at_once_and_late_counts_stay_with_them(live, issue):
+    """Without a task that closes them; what was under way is counted, and opens no session of a token that is out."""
+    issued, other = issue(), issue()
+    with live.client(issued.secret) as client, live.client(other.secret) as neighbour:
+        client.get("bytes/1000")
+        neighbour.get("json")
+        handed_over(live)
+        assert reasons(issued) == [""]
+        # Counted after the revocation, by a worker that has not handed it over yet.
+        client.get("bytes/1000")
+        revoke_token(token_id=issued.token.pk, actor=None, refund=False)
+        assert reasons(issued) == ["revoked"]
+        handed_over(live)
+
+    session = issued.token.sessions.get()
+    assert (session.requests, session.bytes_out) == (2, 2000)
+    assert session.last_activity_at <= session.ended_at
+    assert reasons(other) == [""]
+
+
+def test_a_stream_that_is_cut_belongs_to_the_session_that_ended(live, issue):
+    issued = issue()
+    with live.client(issued.secret) as client, client.stream("GET", "events?n=0&interval=0.05") as stream:
+        pieces = stream.iter_raw()
+        next(pieces)
+        live.run(live.gateway.meter.flush())
+        wait_until(lambda: tasks.flush_metering() and issued.token.sessions.exists(), what="the session")
+        revoke_token(token_id=issued.token.pk, actor=None, refund=False)
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in pieces:
+                pass
+    handed_over(live)
+
+    assert reasons(issued) == ["revoked"]
+    assert issued.token.sessions.get().requests == 1
+
+
+def test_disabling_the_owner_ends_their_sessions_at_once(issue):
+    issued, other = issue(), issue()
+    second = issue(owner=issued.token.owner)
+    apply(row(issued), row(second), row(other))
+
+    set_user_active(user_id=issued.token.owner_id, active=False, actor=None, reason="a test")
+
+    assert (reasons(issued), reasons(second), reasons(other)) == (["owner_disabled"], ["owner_disabled"], [""])
+    set_user_active(user_id=issued.token.owner_id, active=True, actor=None, reason="a test")
+    apply(row(issued, at=datetime.now(UTC) + timedelta(seconds=3)))
+    assert reasons(issued) == ["owner_disabled", ""]
+
+
+def test_the_sweep_ends_what_no_signal_told_of(issue):
+    issued = issue()
+    apply(row(issued))
+    get_user_model().objects.filter(pk=issued.token.owner_id).update(is_active=False)
+
+    assert tasks.close_sessions() == 1
+    assert reasons(issued) == ["owner_disabled"]
+
+
+def test_another_device_ends_the_session_of_the_one_before(issue):
+    issued = issue()
+    now = datetime.now(UTC)
+    apply(row(issued, at=now - timedelta(minutes=6)))
+    apply(row(issued, at=now, device="another-device"))
+
+    old, new = issued.token.sessions.order_by("started_at")
+    assert (old.ended_reason, milliseconds(old.ended_at)) == ("device_changed", milliseconds(now))
+    assert (new.device_id, new.ended_at) == ("another-device", None)
+    # Counts of the first that come late are its own.
+    apply(row(issued, at=now - timedelta(minutes=5)), row(issued, at=now, device="another-device"))
+    assert reasons(issued) == ["device_changed", ""]
+    assert list(issued.token.sessions.order_by("started_at").values_list("requests", flat=True)) == [2, 2]
+    # It comes back for good.
+    apply(row(issued, at=now + timedelta(minutes=6)))
+    assert reasons(issued) == ["device_changed", "device_changed", ""]
+
+
+def test_both_devices_in_one_batch_end_the_earlier_one(issue):
+    issued = issue()
+    now = datetime.now(UTC)
+    apply(row(issued, at=now - timedelta(seconds=2)), row(issued, at=now, device="another-device"))
+
+    assert reasons(issued) == ["device_changed", ""]
+
+
+@pytest.mark.parametrize("whose", ["token", "tier"])
+def test_devices_with_seats_end_nobodys_session(issue, allow, whose):
+    issued = issue()
+    if whose == "token":
+        allow(issued, seats=2)
+    else:
+        set_tier_limits(tier="free", limits={"seats": 2}, actor=None, reason="a test")
+    now = datetime.now(UTC)
+    apply(row(issued, at=now - timedelta(seconds=2)))
+    apply(row(issued, at=now, device="another-device"))
+
+    assert reasons(issued) == ["", ""]
+
+
+def test_counts_of_before_a_release_do_not_bring_the_device_back(issue):
+    issued = issue()
+    now = datetime.now(UTC)
+    apply(row(issued, at=now - timedelta(seconds=9)))
+    release_device(token_id=issued.token.pk, owner=issued.token.owner)
+    apply(row(issued, at=now))
+    assert reasons(issued) == ["device_released"]
+    assert issued.token.sessions.get().requests == 2
+
+    apply(row(issued, at=datetime.now(UTC) + timedelta(seconds=1)))
+    assert reasons(issued) == ["device_released", ""]

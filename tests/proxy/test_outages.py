@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -16,12 +12,15 @@ import pytest
 import redis
 
 from proxy import keys, services
+from proxy.administration import switch_gateway
 from tests.proxy.live import DEVICE, LiveGateway, request_bytes
-from tests.proxy.servers import Gate, own_redis
+from tests.proxy.processes import web_servers
+from tests.proxy.servers import own_redis
 from tests.proxy.steady import Traffic, p99
 from tests.proxy.test_refusals import assert_refused
-from tests.upstream import unused_port, wait_until
+from tests.upstream import wait_until
 from tokens import secrets
+from tokens.services import revoke_token
 from zenzefi.lib import redis as redis_client
 
 logger = logging.getLogger(__name__)
@@ -191,65 +190,12 @@ def test_the_gateway_starts_without_redis(own, upstream, transactional_db, issue
         )
 
 
-class Worker:
-    """A worker process whose PostgreSQL can be taken away."""
-
-    def __init__(self, settings, upstream_url: str, directory: str, **environment: str) -> None:
-        database = settings.DATABASES["default"]
-        port = database["PORT"] or "5432"
-        self.gate = Gate(f"{directory}/.s.PGSQL.5432", f"{database['HOST']}/.s.PGSQL.{port}")
-        self.gate.open()
-        self.port = unused_port()
-        self.url = f"http://127.0.0.1:{self.port}/api/v1/proxy"
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "uvicorn", "zenzefi.asgi:application", "--port", str(self.port)),
-                *("--loop", "uvloop", "--http", "httptools", "--timeout-graceful-shutdown", "2"),
-            ],
-            env={
-                **os.environ,
-                "DJANGO_SETTINGS_MODULE": "zenzefi.settings.base",
-                "DATABASE_URL": f"postgresql://{database['USER']}@/{database['NAME']}?host={directory}",
-                "REDIS_URL": settings.REDIS_URL,
-                "REDIS_PREFIX": settings.REDIS_PREFIX,
-                "ZENZEFI_TARGET_URL": upstream_url,
-                "DATABASE_TIMEOUT": "1",
-                **environment,
-            },
-        )
-        wait_until(self._serves, seconds=30, what="the worker")
-
-    def _serves(self) -> bool:
-        assert self.process.poll() is None, "the worker ended"
-        try:
-            return httpx.get(f"{self.url}/status", trust_env=False).status_code == 401
-        except httpx.TransportError:
-            return False
-
-    def get(self, path: str, secret: str, device: str = DEVICE) -> httpx.Response:
-        headers = {"X-Access-Token": secret, "X-Device-ID": device}
-        return httpx.get(f"{self.url}/{path}", headers=headers, timeout=20, trust_env=False)
-
-    def stop(self) -> int:
-        self.process.terminate()
-        try:
-            return self.process.wait(15)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self.gate.close()
-
-
 @pytest.fixture
 def worker(settings, upstream, transactional_db):
     if not str(settings.DATABASES["default"]["HOST"]).startswith("/"):
         pytest.fail("these tests need PostgreSQL on a Unix socket")
-    with tempfile.TemporaryDirectory(prefix="zp") as directory:
-        started = Worker(settings, upstream.url, directory)
-        try:
-            yield started
-        finally:
-            started.stop()
+    with web_servers(settings, upstream.url, gated=True, DATABASE_TIMEOUT="1") as [started]:
+        yield started
 
 
 def test_without_postgresql_a_warm_cache_serves_on(worker, issue):
@@ -301,7 +247,7 @@ def test_a_stopping_worker_lets_requests_finish_and_cuts_streams(worker, issue):
 
     def stream():
         with httpx.stream(
-            "GET", f"{worker.url}/events?n=0&interval=0.1", headers=headers, timeout=20, trust_env=False
+            "GET", f"{worker.proxy}/events?n=0&interval=0.1", headers=headers, timeout=20, trust_env=False
         ) as answer:
             return b"".join(answer.iter_raw())
 
@@ -325,9 +271,8 @@ def test_a_killed_worker_takes_at_most_a_second_of_counts_along(worker, issue):
     assert worker.get("json", issued.secret).status_code == 200
     with Traffic(worker.port, request_bytes("bytes/1000", issued.secret), connections=4) as traffic:
         time.sleep(2.5)
-        worker.process.kill()
+        worker.kill()
         killed = time.monotonic()
-        worker.process.wait()
     services.flush_meter_stream()
 
     # Counts leave once a second; a tenth more for the way.
@@ -337,6 +282,66 @@ def test_a_killed_worker_takes_at_most_a_second_of_counts_along(worker, issue):
     assert session.requests >= len(safe) + 1
     assert session.requests <= len(traffic.answers) + 1 + 4
     assert session.bytes_out >= 1000 * len(safe)
+
+
+def test_a_redis_that_forgets_everything_forgets_no_refusal(served, own, issue, allow):
+    """Flushed again and again under load: who was refused for good stays refused, whatever moment it is asked at."""
+    revoked, held = issue(), issue()
+    bounded = issue()
+    allow(bounded, requests_per_day=3)
+    boss = issue(superuser=True)
+    memory = redis.Redis.from_url(own.url)
+    with served.client(revoked.secret) as client, served.client(held.secret) as holder:
+        assert client.get("json").status_code == holder.get("json").status_code == 200
+        with served.client(bounded.secret) as counted:
+            assert [counted.get("json").status_code for _ in range(3)] == [200] * 3
+        wait_until(lambda: len(served.gateway.registry) == 0, what="the end of the exchanges")
+        served.run(served.gateway.meter.flush())
+        services.flush_meter_stream()
+        revoke_token(token_id=revoked.token.pk, actor=None, refund=False)
+        with (
+            Traffic(served.port, request_bytes("bytes/100", boss.secret)) as good,
+            Traffic(served.port, request_bytes("json", revoked.secret)) as gone,
+            Traffic(served.port, request_bytes("json", held.secret, device="another-device")) as other,
+            Traffic(served.port, request_bytes("json", bounded.secret)) as over,
+        ):
+            for _ in range(20):
+                time.sleep(0.1)
+                memory.flushall()
+            closing = time.monotonic()
+            switch_gateway(closed=True, actor=None, reason="a test")
+            closed = time.monotonic()
+            memory.flushall()
+            time.sleep(0.3)
+            memory.flushall()
+            time.sleep(0.2)
+
+    # What was on its way at the moment of closing may have been let in before.
+    late = closed + 0.1
+    for traffic, outcome in (
+        (good, "200"),
+        (gone, "401 token_revoked"),
+        (other, "409 device_conflict"),
+        (over, "429 quota_exceeded"),
+    ):
+        assert not traffic.broken
+        assert len(traffic.answers) > 100
+        assert {f"{one.status} {one.code}".strip() for one in traffic.answers if one.at < closing} == {outcome}
+        assert {one.code for one in traffic.since(late)} == {"gateway_closed"}
+    figures = [one for one in good.answers if one.at < closing]
+    logger.warning("flushed 20 times: %d answers, p99 %.1f ms", len(figures), p99(figures) * 1000)
+
+
+def test_a_redis_that_forgets_its_windows_lets_at_most_one_more_limit_pass(
+    own, upstream, settings, transactional_db, issue
+):
+    policy = settings.RATE_LIMITS["proxy"]
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "proxy": type(policy)(5, 60)}
+    issued = issue()
+    with LiveGateway().running() as served, served.client(issued.secret) as client:
+        for _ in range(2):
+            assert [client.get("json").status_code for _ in range(7)] == [200] * 5 + [429] * 2
+            redis.Redis.from_url(own.url).flushall()
 
 
 def spend(seconds, traffic):

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.proxy.live import DEVICE
 from tests.proxy.mirror import Seen
+from tests.upstream import wait_until
 
 pytestmark = pytest.mark.django_db
 
@@ -99,6 +101,11 @@ VECTORS = [
     refused("a last chunk before a bare LF", CHUNKED, b"5\r\nhello\r\n0\n\n" + HIDDEN),
     refused("a bare CR in a chunk extension", CHUNKED, b"5;a\rb\r\nhello\r\n0\r\n\r\n" + HIDDEN),
     refused("a bare LF in a chunk extension", CHUNKED, b"5;a\nhello\r\n0\r\n\r\n" + HIDDEN),
+    refused("NUL in a chunk extension", CHUNKED, b"5;a\x00b\r\nhello\r\n0\r\n\r\n" + HIDDEN),
+    refused("a space before a chunk extension's end", CHUNKED, b"5 \r\nhello\r\n0\r\n\r\n" + HIDDEN),
+    passes("chunk extensions", CHUNKED, b"5;a=b;c\r\nhello\r\n0\r\n\r\n"),
+    passes("a chunk extension in quotes", CHUNKED, b'5;a="x;y"\r\nhello\r\n0\r\n\r\n'),
+    passes("a chunk size with zeros before it", CHUNKED, b"0005\r\nhello\r\n0\r\n\r\n"),
     # Lines.
     refused("a bare LF after a field", b"X-One: 1\nX-Two: 2\r\n", b""),
     refused("a bare CR in a value", b"X-One: 1\rX-Two: 2\r\n", b""),
@@ -114,10 +121,21 @@ VECTORS = [
     refused("a name with a space", b"X One: 1\r\n", b""),
     refused("a name with a slash", b"X/One: 1\r\n", b""),
     refused("a name with a high byte", b"X-\xe9: 1\r\n", b""),
+    refused("a name with 0x80", b"X-\x80: 1\r\n", b""),
+    refused("a name with 0xff", b"\xffX-One: 1\r\n", b""),
+    refused("a first field after a space", raw=b"GET /api/v1/proxy/v HTTP/1.1\r\n Host: gw.test\r\n@credentials\r\n"),
+    refused("a first field after a tab", raw=b"GET /api/v1/proxy/v HTTP/1.1\r\n\tHost: gw.test\r\n@credentials\r\n"),
+    refused("a field after a space", b" X-User-Id: forged-value\r\n", b""),
+    refused("a space before the colon of an identity", b"X-User-Id : forged-value\r\n", b""),
+    refused("NUL after an identity", b"X-User-Id\x00: forged-value\r\n", b""),
     # Host.
     refused("no Host", raw=b"GET /api/v1/proxy/v HTTP/1.1\r\n@credentials\r\n"),
     refused("an empty list of hosts", b"Host: other.test\r\n", b""),
     refused("two spellings of Host", b"HOST: gw.test\r\n", b""),
+    refused("the same Host twice", b"Host: gw.test\r\n", b""),
+    refused("Host with a comma", raw=line(b"GET /api/v1/proxy/v HTTP/1.1", b"Host: gw.test, evil.test\r\n")),
+    refused("Host with a user and a password", raw=line(b"GET /api/v1/proxy/v HTTP/1.1", b"Host: a:b@gw.test\r\n")),
+    refused("Host with NUL", raw=line(b"GET /api/v1/proxy/v HTTP/1.1", b"Host: gw.test\x00evil\r\n")),
     refused("Host with a path", raw=line(b"GET /api/v1/proxy/v HTTP/1.1", b"Host: gw.test/evil\r\n")),
     refused("Host with a user", raw=line(b"GET /api/v1/proxy/v HTTP/1.1", b"Host: a@gw.test\r\n")),
     refused("Host with a space", raw=line(b"GET /api/v1/proxy/v HTTP/1.1", b"Host: gw.test evil\r\n")),
@@ -157,6 +175,19 @@ VECTORS = [
     Vector("two tokens", 401, b"X-Access-Token: x\r\n"),
     Vector("the same token twice", 401, b"@credentials"),
     Vector("two devices", 400, b"X-Device-ID: device-two\r\n"),
+    Vector("the same device twice", 400, b"X-Device-ID: %b\r\n" % DEVICE.encode()),
+    Vector("two tokens in other spelling", 401, b"x-ACCESS-token: x\r\n"),
+    Vector("an empty second token", 401, b"X-Access-Token:\r\n"),
+    Vector("an empty second device", 403, b"X-Device-ID:\r\n"),
+    passes("a token with underscores, twice", b"X_Access_Token: forged-value\r\nX_Access_Token: forged-value\r\n"),
+    passes("a token with one underscore", b"X-Access_Token: forged-value\r\n"),
+    passes("a device with underscores, twice", b"X_Device_ID: forged-value\r\nX_Device_ID: forged-value\r\n"),
+    passes("two tokens named in two Connections", b"Connection: X-Access-Token\r\nConnection: X_Access_Token\r\n"),
+    passes("what is ours to say named with underscores", b"Connection: X_User_Id, X_Token_Id, X_Forwarded_For\r\n"),
+    passes(
+        "another protocol asked for",
+        b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+    ),
     passes("a token with an underscore", b"X_Access_Token: forged-value\r\n"),
     passes("a device with an underscore", b"X_Device_Id: forged-value\r\n"),
     passes("the token named in Connection", b"Connection: X-Access-Token, X-Device-ID\r\n"),
@@ -181,13 +212,33 @@ VECTORS = [
         )
         for value in ("forged-value",)
     ),
-    passes("an identity twice", b"X-User-Id: forged-value\r\nX-User-Id: forged-value\r\n"),
+    *(
+        passes(f"{name} twice", f"{name}: forged-value\r\n".encode() * 2)
+        for name in (
+            *("X-User-Id", "X_User_Id", "X-Token-Id", "X_Token_Id", "X-Forwarded-For", "X_Forwarded_For", "Forwarded"),
+            *("X-Forwarded-Host", "X_Forwarded_Host", "X-Forwarded-Proto", "X_Forwarded_Proto", "X-Real-IP"),
+        )
+    ),
+    passes(
+        "two lengths with underscores", b"Content_Length: 1\r\nContent_Length: 99\r\nContent-Length: 5\r\n", b"hello"
+    ),
+    passes(
+        "a coding with an underscore and chunks",
+        b"Transfer_Encoding: identity\r\n" + CHUNKED,
+        b"5\r\nhello\r\n0\r\n\r\n",
+    ),
     # Trailers are no headers.
     passes("a token in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nX-Access-Token: forged-value\r\n\r\n"),
     passes("a device in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nX-Device-ID: forged-value\r\n\r\n"),
     passes("an identity in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nX-User-Id: forged-value\r\n\r\n"),
     passes("a header in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nX-Custom: forged-value\r\n\r\n"),
     refused("a length in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n"),
+    refused("a coding in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    passes("Connection in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nConnection: X-User-Id\r\n\r\n"),
+    passes(
+        "a token with underscores in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nX_Access_Token: forged-value\r\n\r\n"
+    ),
+    passes("a sender in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nX-Forwarded-For: forged-value\r\n\r\n"),
     passes("Host in a trailer", CHUNKED, b"5\r\nhello\r\n0\r\nHost: forged-value\r\n\r\n"),
     passes("TE", b"TE: trailers, deflate;q=0.5\r\n"),
 ]
@@ -237,6 +288,42 @@ def test_a_vector_is_answered_as_it_should_be(served, mirror, vector):
         assert not seen.values(name)
 
 
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"0", b"0"),
+        (b"5;", b"x"),
+        (b'5;a="', b"x"),
+        (b"5\r\nhello\r\n0\r\n", b"X-One: 1\r\n"),
+        (b"5\r\nhello\r\n0\r\nX-One: ", b"v"),
+        (b"5\r\nhello\r\n0\r\nX", b"X"),
+    ],
+    ids=["a size", "an extension", "a quoted extension", "trailers", "a trailer's value", "a trailer's name"],
+)
+def test_framing_without_end_is_cut(served, mirror, start, piece):
+    """Long before any deadline: what the parser keeps of it would fill the memory."""
+    mirror.clear()
+    sent = 0
+    with served.wire(timeout=5) as wire:
+        wire.send(served.request(b"v", CHUNKED, start, method=b"POST"))
+        block = piece * (65_536 // len(piece))
+        with pytest.raises(ConnectionError):
+            while sent < 32_000_000:
+                wire.send(block)
+                sent += len(block)
+    wait_until(lambda: len(served.live.gateway.registry) == 0, what="the end of the exchange")
+    assert not [seen for seen in mirror.seen if seen.target == b"/v"], "it was passed on whole"
+
+
+def test_a_body_in_small_chunks_may_be_long(served, mirror):
+    """Its framing is many times what is allowed between two pieces."""
+    mirror.clear()
+    with served.wire() as wire:
+        wire.send(served.request(b"v", CHUNKED, b"1;abc\r\nx\r\n" * 50_000 + b"0\r\n\r\n", method=b"POST"))
+        assert wire.read().status == 200
+    assert only([seen for seen in mirror.seen if seen.target == b"/v"]).body == b"x" * 50_000
+
+
 def test_there_are_enough_vectors():
-    assert len(VECTORS) >= 60
+    assert len(VECTORS) >= 180
     assert len({vector.name for vector in VECTORS}) == len(VECTORS)

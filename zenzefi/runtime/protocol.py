@@ -26,6 +26,10 @@ from websockets import http11
 from zenzefi.lib.streaming import BODY_FOLLOWS, INTERIM
 from zenzefi.runtime.strictness import handshake_fault, is_good_request_line
 
+#: Bytes of a body in chunks that carry none of it: sizes, extensions, trailers. The parser keeps a trailer until its
+#: end, and no deadline is as quick as a client (RFC 9112 §7.1.1).
+FRAMING_MAX_BYTES = 64 * 1024
+
 #: Seconds in which what a refused client still sends is thrown away. Closing on unread bytes resets the connection,
 #: and the answer with it (RFC 9112 §9.6).
 LINGER_SECONDS = 1.0
@@ -240,10 +244,13 @@ class Cycle(RequestResponseCycle):
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """Refuses with 431 (RFC 6585 §5) a head above ``GATEWAY_HEAD_MAX_BYTES`` or ``GATEWAY_HEAD_MAX_FIELDS``, and with
-    408 one that takes longer than ``GATEWAY_HEAD_TIMEOUT``, counted from its first byte.
+    408 one that takes longer than ``GATEWAY_HEAD_TIMEOUT``, counted from its first byte; ends with 400 a body whose
+    framing has no end.
     """
 
     _head_bytes = 0
+    #: Since the head, or since the last piece of the body.
+    _framing_bytes = 0
     #: What was read last could hold a head that is too large, and whole.
     _is_much = False
     _in_head = True
@@ -320,6 +327,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_much = size > self._head_max
         if self._in_head:
             self._head_bytes += size
+        elif self._framing_bytes > FRAMING_MAX_BYTES:
+            self._refuse(400)
+            return
+        else:
+            self._framing_bytes += size
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -361,7 +373,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(431)
             raise ValueError("a head that is too large")
         self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._framing_bytes = 0
         version = parser.get_http_version()
         if not is_good_request_line(url, version, self.headers):
             self._refuse(400)
@@ -400,6 +412,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
+        self._framing_bytes = 0
         cycle = self.cycle
         if (self.parser.should_upgrade() and self._should_upgrade()) or cycle.response_complete:
             return

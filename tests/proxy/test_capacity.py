@@ -1,0 +1,242 @@
+"""How much one process of the gateway carries: a thousand connections, a gibibyte, few questions to PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import psutil
+import pytest
+
+from proxy import keys
+from tests.proxy.live import DEVICE
+from tests.proxy.load import hammer
+from tests.proxy.processes import web_servers
+from tests.upstream import RecordingUpstream, unused_port, wait_until
+from zenzefi.lib import redis as redis_client
+
+logger = logging.getLogger(__name__)
+
+STREAMS, REQUESTS = 500, 500
+MIB = 2**20
+
+
+class CountingUpstream(RecordingUpstream):
+    """Notices the most requests that it had at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    def _observe(self, exchange: Any) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        end = exchange.finished.set
+
+        def finish() -> None:
+            self.now -= 1
+            end()
+
+        exchange.finished.set = finish
+        super()._observe(exchange)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Room for both ends of two thousand connections, in this process and in those it starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192
+    assert hard == resource.RLIM_INFINITY or hard >= wanted, f"only {hard} files may be open"
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_a_thousand_connections_of_which_half_are_idle_streams(settings, transactional_db, issue, allow, many_files):
+    """As many at once as the token may have: nobody is refused, nobody hangs, and the streams are open afterwards."""
+    issued = issue()
+    allow(issued, concurrent_requests=STREAMS + REQUESTS)
+    headers = {"X-Access-Token": issued.secret, "X-Device-ID": DEVICE}
+    codes: Counter[int] = Counter()
+
+    async def load(proxy: str, upstream: CountingUpstream) -> None:
+        connector = aiohttp.TCPConnector(limit=STREAMS + REQUESTS)
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+
+            async def open_stream() -> aiohttp.ClientResponse:
+                answer = await session.get(f"{proxy}/events?n=0&interval=600")
+                assert answer.status == 200
+                await answer.content.readany()
+                return answer
+
+            async def ask(path: str, rounds: int) -> None:
+                for _ in range(rounds):
+                    async with session.get(f"{proxy}/{path}") as answer:
+                        await answer.read()
+                        codes[answer.status] += 1
+
+            streams = await asyncio.gather(*(open_stream() for _ in range(STREAMS)))
+            assert upstream.now == STREAMS
+            await asyncio.gather(*(ask("slow?seconds=4", 1) for _ in range(REQUESTS)))
+            await asyncio.gather(*(ask("json", 3) for _ in range(REQUESTS)))
+            assert leases() == STREAMS
+            assert not any(stream.content.at_eof() or stream.closed for stream in streams)
+            for stream in streams:
+                stream.close()
+
+    def leases() -> int:
+        return redis_client.client().zcard(keys.leases(issued.token.pk))
+
+    async def bounded(proxy: str, upstream: CountingUpstream) -> None:
+        async with asyncio.timeout(60):
+            await load(proxy, upstream)
+
+    started = time.monotonic()
+    with (
+        CountingUpstream() as upstream,
+        web_servers(settings, upstream.url, RATE_LIMIT_PROXY="1000000/60") as [server],
+    ):
+        asyncio.run(bounded(server.proxy, upstream))
+        wait_until(lambda: leases() == 0, seconds=10, what="the end of the streams")
+        assert server.get("json", issued.secret).status_code == 200
+    logger.warning("%d at once at the server, %s, %.1f s", upstream.most, dict(codes), time.monotonic() - started)
+
+    assert codes == {200: REQUESTS * 4}
+    assert upstream.most == STREAMS + REQUESTS
+
+
+# --- memory
+
+
+@pytest.fixture
+def bulk() -> Iterator[str]:
+    """The address of a server of whole gibibytes, in a process of its own."""
+    port = unused_port()
+    server = subprocess.Popen([sys.executable, "-m", "tests.bench.bulk_upstream", "--port", str(port)])
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert server.poll() is None
+        try:
+            return httpx.get(f"{url}/1", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_until(answers, seconds=15, what="the bulk server")
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+def peak(process: psutil.Process, *, forget: bool = False) -> float:
+    """Return the most memory that was resident, MiB; with ``forget`` the kernel begins to look anew."""
+    folder = Path(f"/proc/{process.pid}")
+    if forget:
+        (folder / "clear_refs").write_text("5")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", (folder / "status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_a_gibibyte_passes_in_less_than_20_mib(settings, transactional_db, issue, bulk, direction):
+    """The peak of the gateway's own process, not only what it keeps afterwards."""
+    issued = issue()
+
+    def pieces(size: int) -> Iterator[bytes]:
+        block = bytes(MIB)
+        for _ in range(size // MIB):
+            yield block
+
+    with web_servers(settings, bulk) as [server]:
+        [worker] = server.workers()
+        headers = {"X-Access-Token": issued.secret, "X-Device-ID": DEVICE}
+        with httpx.Client(base_url=server.proxy, headers=headers, timeout=30, trust_env=False) as client:
+
+            def transfer(size: int) -> None:
+                if direction == "up":
+                    assert client.post("/sink", content=pieces(size)).text == str(size)
+                    return
+                with client.stream("GET", f"/{size}") as answer:
+                    assert sum(len(piece) for piece in answer.iter_raw(MIB)) == size
+
+            transfer(32 * MIB)
+            before = peak(worker, forget=True)
+            started = time.monotonic()
+            transfer(1024 * MIB)
+            took = time.monotonic() - started
+            growth = peak(worker) - before
+    logger.warning("1 GiB %s: %.1f s, the peak grew by %.1f MiB from %.0f MiB", direction, took, growth, before)
+    assert growth < 20
+
+
+# --- PostgreSQL
+
+#: Seconds; short, so that the steady state has many ends of what was remembered in it. Three hundred in production.
+REMEMBERED = 1
+
+
+def test_hardly_a_validation_asks_postgresql(settings, upstream, transactional_db, issue):
+    """What goes over the connection to PostgreSQL is counted; what the figures for operators say is compared."""
+    tokens = [issue() for _ in range(2)]
+    with web_servers(
+        settings,
+        upstream.url,
+        gated=True,
+        GATEWAY_CACHE_SECONDS=str(REMEMBERED),
+        RATE_LIMIT_PROXY="1000000/60",
+        METRICS_TOKEN="",
+    ) as [server]:
+        for issued in tokens:
+            assert server.get("json", issued.secret).status_code == 200
+        gate = server.gate
+        assert gate is not None
+        looked_up = [issued.token.digest.encode() for issued in tokens]
+        # Figures are handed over once a second.
+        time.sleep(1.2)
+        before = validations(server)
+        gate.questions = dict.fromkeys(looked_up, 0)
+        started = time.monotonic()
+        codes: Counter[int] = Counter()
+        for issued in tokens:
+            codes += hammer([server], issued.secret, connections=4, rounds=150, seconds=2.5 * REMEMBERED)
+        took = time.monotonic() - started
+        questions = sum(gate.questions.values())
+        time.sleep(1.2)
+        after = validations(server)
+
+    answered = {layer: after[layer] - before[layer] for layer in after}
+    total = codes.total()
+    logger.warning(
+        "%d validations, %d asked PostgreSQL: %.2f %% did not", total, questions, 100 - 100 * questions / total
+    )
+    assert set(codes) == {200}
+    assert answered["redis"] + answered["postgresql"] == total
+    assert answered["fallback"] == 0
+    # Each token is forgotten and looked up again two times at least, but not once more than time went by.
+    assert 4 <= questions <= 2 * (took / REMEMBERED + 1)
+    assert questions < 0.01 * total
+    # Whoever came while it was looked up waited for the same answer.
+    assert questions <= answered["postgresql"] <= 4 * questions
+
+
+def validations(server: Any) -> dict[str, float]:
+    """Return the decisions so far by where they were made, as Prometheus reads them."""
+    text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+    found = re.findall(r'^zenzefi_proxy_validations_total\{layer="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    return {"redis": 0.0, "postgresql": 0.0, "fallback": 0.0} | {layer: float(count) for layer, count in found}
