@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 
+from tests.bench.gateway import Gateway
 from tests.bench.nginx import SMALL_SIZE, Front, nginx_program
 from tests.bench.processes import REPOSITORY, BenchError, family_of, running
 from tests.upstream import unused_port, wait_until
@@ -70,12 +70,11 @@ def _configure(directory: Path, port: int, gateway: Front, workers: int, environ
 
 
 @contextlib.contextmanager
-def edge_front(
-    directory: Path, gateway: Front, *, meters: list[psutil.Process], environment: dict[str, str], workers: int = 1
-) -> Iterator[Front]:
-    """nginx before `gateway`, whose processes count as its own, as does the one that reads its log."""
+def edge_front(directory: Path, gateway: Gateway, *, name: str, workers: int = 1) -> Iterator[Front]:
+    """nginx before a gateway whose processes count as its own, as does the one that reads its log."""
     port = unused_port()
-    _configure(directory, port, gateway, workers, environment)
+    _configure(directory, port, gateway.front, workers, gateway.environment)
+    meters = gateway.meters()
     log = directory / "output.log"
     command = [nginx_program(), "-p", str(directory), "-c", str(directory / "nginx.conf")]
     with running(command, log=log) as child:
@@ -88,12 +87,12 @@ def edge_front(
 
         wait_until(accepts, seconds=10, what="nginx")
         front = Front(
-            "edge mode",
+            name,
             f"http://127.0.0.1:{port}/api/v1/proxy",
-            lambda: [*family_of(child.pid), *gateway.processes(), *meters],
-            gateway.headers,
+            lambda: [*family_of(child.pid), *gateway.front.processes(), *meters],
+            gateway.front.headers,
         )
         answer = httpx.get(front.url(f"/{SMALL_SIZE}"), headers=front.headers, timeout=30, trust_env=False)
         if answer.status_code != 200 or len(answer.content) != SMALL_SIZE:
-            raise BenchError(f"edge mode answered {answer.status_code}: {answer.text[:300]}")
+            raise BenchError(f"{name} answered {answer.status_code}: {answer.text[:300]}")
         yield front

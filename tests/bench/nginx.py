@@ -1,4 +1,4 @@
-"""nginx as upstream and as the two fronts the gateway is compared with, one worker process each."""
+"""nginx as upstream, with one worker process, and as the two fronts the gateway is compared with."""
 
 import contextlib
 import os
@@ -38,13 +38,13 @@ def nginx_program() -> str:
     return program
 
 
-def _configuration(directory: Path, servers: str) -> str:
+def _configuration(directory: Path, servers: str, workers: int) -> str:
     # Run as root, nginx gives its workers to an account that may not enter our private directory.
     user = "user root;" if os.geteuid() == 0 else ""
     return f"""
 {user}
 daemon off;
-worker_processes 1;
+worker_processes {workers};
 worker_rlimit_nofile 65536;
 pid "{directory}/pid";
 error_log "{directory}/error.log" crit;
@@ -68,11 +68,11 @@ http {{
 
 
 @contextlib.contextmanager
-def _nginx(directory: Path, servers: str, ports: list[int]) -> Iterator[ProcessList]:
+def _nginx(directory: Path, servers: str, ports: list[int], *, workers: int = 1) -> Iterator[ProcessList]:
     program = nginx_program()
     directory.mkdir(parents=True)
     configuration = directory / "nginx.conf"
-    configuration.write_text(_configuration(directory, servers))
+    configuration.write_text(_configuration(directory, servers, workers))
     log = directory / "output.log"
     with running([program, "-p", str(directory), "-c", str(configuration)], log=log) as child:
 
@@ -125,7 +125,13 @@ def static_upstream(directory: Path, sizes: list[int]) -> Iterator[StaticUpstrea
 
 @contextlib.contextmanager
 def proxy_front(
-    directory: Path, name: str, *, target: str, auth_url: str | None = None, backlog: int = 4096
+    directory: Path,
+    name: str,
+    *,
+    target: str,
+    auth_url: str | None = None,
+    backlog: int = 4096,
+    workers: int = 1,
 ) -> Iterator[Front]:
     """`proxy_pass` over kept connections, with `auth_request` before it when there is an auth_url.
 
@@ -147,10 +153,12 @@ def proxy_front(
       proxy_pass_request_body off;
       proxy_pass http://decided/;
     }}"""
+    # With one socket for all, the worker that wakes first would accept most of what connects at once.
+    shared = "" if workers == 1 else " reuseport"
     servers = f"""
   {upstreams}
   server {{
-    listen 127.0.0.1:{port} backlog={backlog};
+    listen 127.0.0.1:{port} backlog={backlog}{shared};
     location / {{
       {check}
       {keep}
@@ -160,5 +168,5 @@ def proxy_front(
     }}
     {decision}
   }}"""
-    with _nginx(directory / name.replace(" ", "-"), servers, [port]) as processes:
+    with _nginx(directory / name.replace(" ", "-"), servers, [port], workers=workers) as processes:
         yield Front(name, f"http://127.0.0.1:{port}", processes)

@@ -1,19 +1,42 @@
 """The figures as text, and what they say about the goals."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tests.bench.fronts import AUTH, EDGE, GATEWAY, PASS
+from tests.bench.growth import Cold, Footprint, Growth, Warm
 from tests.bench.latency import Latency
 from tests.bench.load import Load
+from tests.bench.loads import is_goal
+from tests.bench.nginx import SMALL_SIZE
 from tests.bench.purchases import History, Sales
 from tests.bench.transfer import Transfer
 
-RATIO_GOAL = 0.25
 ADDED_P50_GOAL = 0.002
 ADDED_P99_GOAL = 0.010
 GROWTH_GOAL_MIB = 20.0
 RATE_GOAL = 0.9
 FIRST_PAGE_GOAL = 0.020
+MANY_CONNECTIONS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class RatioGoal:
+    """A front's rate over that of another, of answers of one size."""
+
+    front: str
+    reference: str
+    size: int
+    at_least: float
+
+
+RATIO_GOALS = (
+    RatioGoal(GATEWAY, AUTH, SMALL_SIZE, 0.25),
+    RatioGoal(GATEWAY, PASS, 10_000_000, 0.9),
+    RatioGoal(EDGE, AUTH, SMALL_SIZE, 0.5),
+    RatioGoal(EDGE, PASS, 10_000_000, 0.9),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +46,18 @@ class Finding:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need; the first is text, the others are figures."""
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    """In Markdown, and aligned for a terminal; the first column is text, the others are figures."""
+    widths = [max(3, *(len(row[column]) for row in [head, *rows])) for column in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
         cells = [
             cell.rjust(width) if column else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        return "  ".join(cells).rstrip()
+        return f"| {' | '.join(cells)} |"
 
-    return "\n".join([line(head), line(["-" * width for width in widths]), *map(line, rows)])
+    rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
 def size_name(size: int) -> str:
@@ -47,42 +71,116 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.2f}"
 
 
-def find_reference(loads: Sequence[Load], of: Load, front: str) -> Load | None:
-    for candidate in loads:
-        if (candidate.front, candidate.size, candidate.connections) == (front, of.size, of.connections):
-            return candidate
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Of answers carried, to those of another front in the same round: the median of all rounds, and its spread."""
+
+    median: float
+    least: float
+    most: float
+    rounds: int
+
+    def __str__(self) -> str:
+        spread = f" ({self.least:.3f}-{self.most:.3f})" if self.rounds > 1 else ""
+        return f"{self.median:.3f}{spread}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All rounds of one front under one load: figures are medians, errors and requests those of all."""
+
+    loads: Sequence[Load]
+
+    @property
+    def front(self) -> str:
+        return self.loads[0].front
+
+    @property
+    def workers(self) -> int:
+        return self.loads[0].workers
+
+    @property
+    def size(self) -> int:
+        return self.loads[0].size
+
+    @property
+    def connections(self) -> int:
+        return self.loads[0].connections
+
+    @property
+    def requests(self) -> int:
+        return sum(one.wrk.requests for one in self.loads)
+
+    @property
+    def errors(self) -> int:
+        return sum(one.wrk.errors for one in self.loads)
+
+    @property
+    def where(self) -> str:
+        workers = f"{self.workers} worker{'s' * (self.workers > 1)}"
+        return f"{size_name(self.size)}, {self.connections} connections, {workers}"
+
+    def median(self, figure: Callable[[Load], float]) -> float:
+        return statistics.median(map(figure, self.loads))
+
+    def median_of_told(self, figure: Callable[[Load], float | None]) -> str:
+        """Milliseconds, or a dash when no round tells them."""
+        told = [seconds for seconds in map(figure, self.loads) if seconds is not None]
+        return milliseconds(statistics.median(told)) if told else "-"
+
+
+def rows_of(loads: Sequence[Load]) -> list[Row]:
+    """The loads by front, workers, size and connections, in the order in which each was first measured."""
+    rows: dict[tuple[int, int, int, str], list[Load]] = {}
+    for one in loads:
+        rows.setdefault((one.workers, one.size, one.connections, one.front), []).append(one)
+    return [Row(rounds) for rounds in rows.values()]
+
+
+def ratio(rows: Sequence[Row], of: Row, front: str) -> Ratio | None:
+    """One front's rate over that of another under the same load; None when that was not measured."""
+    load = (of.workers, of.size, of.connections)
+    for other in rows:
+        if (other.front, (other.workers, other.size, other.connections)) == (front, load):
+            reference = {one.round: one.answers_per_second for one in other.loads}
+            shares = [one.answers_per_second / reference[one.round] for one in of.loads if reference.get(one.round)]
+            if shares:
+                return Ratio(statistics.median(shares), min(shares), max(shares), len(shares))
     return None
 
 
-def ratio(loads: Sequence[Load], of: Load, front: str) -> float | None:
-    """Requests per second of one load over those of a front under the same load."""
-    reference = find_reference(loads, of, front)
-    if reference is None or not reference.wrk.requests_per_second:
-        return None
-    return of.wrk.requests_per_second / reference.wrk.requests_per_second
-
-
-def load_table(loads: Sequence[Load], reference: str) -> str:
-    head = ["front", "size", "conns", "req/s", "MB/s", "p50 ms", "p99 ms", "errors", "CPU s/1000", "RSS MiB"]
-    rows = []
-    for one in loads:
-        share = ratio(loads, one, reference)
-        rows.append(
+def load_table(loads: Sequence[Load], references: Sequence[str]) -> str:
+    """A row for each front under each load; ratios to the references only, and to none of itself."""
+    rows = rows_of(loads)
+    head = ["front", "workers", "size", "conns", "req/s", "MB/s", "p50 ms", "p99 ms", "errors", "CPU s/1000", "RSS MiB"]
+    lines = []
+    for row in rows:
+        shares = [None if row.front == front else ratio(rows, row, front) for front in references]
+        lines.append(
             [
-                one.front,
-                size_name(one.size),
-                str(one.connections),
-                f"{one.wrk.requests_per_second:.0f}",
-                f"{one.wrk.bytes_per_second / 1e6:.1f}",
-                milliseconds(one.wrk.p50),
-                milliseconds(one.wrk.p99),
-                str(one.errors),
-                f"{one.cpu_per_1000:.3f}",
-                f"{one.resident_mib:.0f}",
-                "" if share is None else f"{share:.3f}",
+                row.front,
+                str(row.workers),
+                size_name(row.size),
+                str(row.connections),
+                f"{row.median(lambda one: one.answers_per_second):.0f}",
+                f"{row.median(lambda one: one.wrk.bytes_per_second) / 1e6:.1f}",
+                row.median_of_told(lambda one: one.p50),
+                row.median_of_told(lambda one: one.p99),
+                str(row.errors),
+                f"{row.median(lambda one: one.cpu_per_1000):.3f}",
+                f"{row.median(lambda one: one.resident_mib):.0f}",
+                *("" if share is None else str(share) for share in shares),
             ]
         )
-    return table([*head, f"of {reference}"], rows)
+    return table([*head, *(f"of {front}" for front in references)], lines)
+
+
+def load_line(one: Load) -> str:
+    where = Row([one]).where
+    return (
+        f"{one.front}, {where}: {one.answers_per_second:.0f} requests/s, "
+        f"{one.wrk.bytes_per_second / 1e6:.0f} MB/s, {one.wrk.errors} errors"
+    )
 
 
 def latency_table(latencies: Sequence[Latency], baseline: str) -> str:
@@ -127,18 +225,42 @@ def sales_table(sales: Sequence[Sales]) -> str:
     return table(["purchases by", "threads", "count", "per second", "p50 ms", "p99 ms"], rows)
 
 
-def load_findings(loads: Sequence[Load], *, front: str, reference: str, size: int) -> list[Finding]:
+def ratio_findings(loads: Sequence[Load]) -> list[Finding]:
+    """What the goals of throughput say, as far as their cells and fronts were measured."""
+    rows = rows_of(loads)
     findings = []
-    for one in loads:
-        if one.front != front:
-            continue
-        share = ratio(loads, one, reference)
-        if one.size == size and one.connections == 32 and share is not None:
-            text = f"{share:.3f} of {reference} at 32 connections (goal: at least {RATIO_GOAL})"
-            findings.append(Finding(text, share >= RATIO_GOAL))
-        if one.errors:
-            text = f"{one.errors} errors at {one.connections} connections, {size_name(one.size)} (goal: none)"
-            findings.append(Finding(text, False))
+    for goal in RATIO_GOALS:
+        for row in rows:
+            if (row.front, row.size) != (goal.front, goal.size) or not is_goal(
+                workers=row.workers, size=row.size, connections=row.connections
+            ):
+                continue
+            share = ratio(rows, row, goal.reference)
+            if share is not None:
+                text = f"{row.front}: {share} of {goal.reference} at {row.where} (goal: at least {goal.at_least})"
+                findings.append(Finding(text, share.median >= goal.at_least))
+    return findings
+
+
+def error_findings(loads: Sequence[Load], *, fronts: Sequence[str]) -> list[Finding]:
+    """Whether these fronts answered every request: one line for all loads with many connections, one for each other
+    load with errors."""
+    rows = [row for row in rows_of(loads) if row.front in fronts]
+    findings = []
+    for front in fronts:
+        crowded = [row for row in rows if row.front == front and row.connections >= MANY_CONNECTIONS]
+        if crowded:
+            errors, requests = sum(row.errors for row in crowded), sum(row.requests for row in crowded)
+            text = f"{front}: {errors} errors in {requests} requests at {MANY_CONNECTIONS} connections (goal: none)"
+            findings.append(Finding(text, not errors))
+    for row in rows:
+        if row.errors:
+            wrk = [one.wrk for one in row.loads]
+            kinds = (
+                f"{sum(one.bad_statuses for one in wrk)} bad statuses, "
+                f"{sum(one.socket_errors for one in wrk)} of sockets, {sum(one.timeouts for one in wrk)} timeouts"
+            )
+            findings.append(Finding(f"{row.front}: {kinds} at {row.where} (goal: none)", False))
     return findings
 
 
@@ -148,7 +270,7 @@ def latency_findings(latencies: Sequence[Latency], *, front: str, baseline: str)
     p50, p99 = ours.p50 - base.p50, ours.p99 - base.p99
     return [
         Finding(
-            f"p50 {milliseconds(p50)} ms, p99 {milliseconds(p99)} ms added at {ours.rate} requests/s "
+            f"{front}: p50 {milliseconds(p50)} ms, p99 {milliseconds(p99)} ms added at {ours.rate} requests/s "
             f"(goal: under {milliseconds(ADDED_P50_GOAL)} and {milliseconds(ADDED_P99_GOAL)}), "
             f"{ours.errors} errors",
             p50 < ADDED_P50_GOAL and p99 < ADDED_P99_GOAL and not ours.errors,
@@ -171,6 +293,72 @@ def transfer_findings(transfers: Sequence[Transfer], *, front: str, reference: s
             )
         )
     return findings
+
+
+def warm_table(measured: Sequence[Warm]) -> str:
+    """The share is that of the fewest active tokens among as many stored ones, measured in turns with them."""
+    least: dict[int, Warm] = {}
+    for one in measured:
+        if one.stored not in least or one.active < least[one.stored].active:
+            least[one.stored] = one
+    rows = [
+        [
+            str(one.stored),
+            str(one.active),
+            f"{one.requests_per_second:.0f}",
+            f"{one.requests_per_second / least[one.stored].requests_per_second:.3f}",
+            milliseconds(one.p50),
+            milliseconds(one.p99),
+            str(one.errors),
+        ]
+        for one in measured
+    ]
+    return table(["tokens stored", "active", "req/s", "of the fewest", "p50 ms", "p99 ms", "errors"], rows)
+
+
+def cold_table(measured: Sequence[Cold]) -> str:
+    rows = []
+    for one in measured:
+        rate = "-"
+        if one.requests_per_second is not None:
+            rate = f"{one.requests_per_second:.0f} ({one.least:.0f}-{one.most:.0f})"
+        lookup = one.lookup
+        rows.append(
+            [
+                str(lookup.tokens),
+                rate,
+                str(one.errors),
+                str(lookup.statements),
+                milliseconds(lookup.sql_p50),
+                milliseconds(lookup.sql_p99),
+                milliseconds(lookup.call_p50),
+            ]
+        )
+    head = ["tokens stored", "misses/s", "errors", "statements", "SQL p50 ms", "SQL p99 ms", "lookup p50 ms"]
+    return table(head, rows)
+
+
+def footprint_table(measured: Sequence[Footprint]) -> str:
+    kinds = sorted({kind for one in measured for kind in one.keys})
+    rows = [
+        [
+            one.kind,
+            f"{one.used:.0f}",
+            *(f"{one.keys[kind]:.0f}" if kind in one.keys else "" for kind in kinds),
+            f"{one.window_requests}",
+            f"{one.bytes_per_request:.1f}",
+            str(one.errors),
+        ]
+        for one in measured
+    ]
+    head = ["bytes of Redis a token", "used_memory", *kinds, "requests in window", "bytes each", "errors"]
+    return table(head, rows)
+
+
+def growth_findings(growth: Growth) -> list[Finding]:
+    counts = [one.errors for one in growth.warm] + [one.errors for one in growth.cold]
+    errors = sum(counts) + sum(one.errors for one in growth.footprints)
+    return [Finding(f"{errors} errors with many tokens (goal: none)", not errors)]
 
 
 def history_findings(history: History) -> list[Finding]:

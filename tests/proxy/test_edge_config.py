@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -100,7 +102,7 @@ def test_a_name_stays_within_its_line():
 
 def test_a_server_has_another_name_after_any_change_a_carrier_must_know_of():
     base = TargetSpec(id="x", name="x", url="https://zen.test")
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"url": "https://zen.test/b"},
         {"host": "h.test"},
         {"ca_certificates": "CA"},
@@ -108,9 +110,7 @@ def test_a_server_has_another_name_after_any_change_a_carrier_must_know_of():
         {"client_key": "KEY"},
         {"id": "y"},
     ]
-    names = {
-        TargetSpec(**{"id": "x", "name": "x", "url": "https://zen.test", **change}).carrier_key for change in changes
-    }
+    names = {dataclasses.replace(base, **change).carrier_key for change in changes}
     assert len(names) == len(changes)
     assert base.carrier_key not in names
     assert TargetSpec(id="x", name="renamed", url="https://zen.test", weight=7).carrier_key == base.carrier_key

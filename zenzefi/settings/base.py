@@ -283,7 +283,7 @@ ZENZEFI_TARGET_URLS = env.urls("ZENZEFI_TARGET_URL")
 ZENZEFI_CA_FILE = env.existing_file("ZENZEFI_CA_FILE")
 DEVICE_IDLE_SECONDS = env.integer("DEVICE_IDLE_SECONDS", 300, minimum=1)
 SESSION_IDLE_SECONDS = env.integer("SESSION_IDLE_SECONDS", 3600, minimum=1)
-GATEWAY = {
+GATEWAY: dict[str, Any] = {
     # Seconds. The first five bound one proxied request; total does not apply to streams (SSE, WebSocket).
     "connect_timeout": env.seconds("GATEWAY_CONNECT_TIMEOUT", "5"),
     # From the first byte of a request's head, or the connection's beginning, until the head is whole.
