@@ -27,6 +27,7 @@ class Answer:
 
 
 ANSWERS = {
+    "not_found": Answer(404, gettext_noop("Not found.")),
     "bad_request": Answer(400, gettext_noop("The request is malformed.")),
     "token_missing": Answer(401, gettext_noop("An access token is needed in the header X-Access-Token.")),
     "token_invalid": Answer(401, gettext_noop("The access token is not known.")),
@@ -43,6 +44,9 @@ ANSWERS = {
     "scope_forbidden": Answer(403, gettext_noop("This access token does not open this path.")),
     "device_conflict": Answer(409, gettext_noop("Another device is using this access token.")),
     "address_forbidden": Answer(403, gettext_noop("This access token may not be used from this address.")),
+    "gateway_only": Answer(
+        403, gettext_noop("This access token has limits that hold only for requests to the gateway itself.")
+    ),
     "rate_limited": Answer(429, gettext_noop("Too many requests.")),
     "concurrency_limited": Answer(429, gettext_noop("Too many requests of this access token at once.")),
     "quota_exceeded": Answer(429, gettext_noop("The quota of this access token is used up.")),

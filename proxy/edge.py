@@ -128,10 +128,7 @@ def may_be_carried(found: Incoming, method: str, decision: Decision) -> bool:
         or len(found.user_agent) > USER_AGENT_BYTES
     ):
         return False
-    limits = decision.limits
-    if limits is not NONE and (
-        limits.concurrency or limits.bandwidth or limits.bytes_per_day or limits.bytes_per_month
-    ):
+    if decision.limits is not NONE and decision.limits.needs_gateway:
         return False
     return decision.expires - time() * 1000 > END_MARGIN_MS
 

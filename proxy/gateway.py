@@ -80,7 +80,7 @@ PREFIX = b"/api/v1/proxy"
 #: Refused in any case: TRACE would show the upstream's view of the headers, CONNECT opens a tunnel.
 REFUSED_METHODS = frozenset({"TRACE", "CONNECT"})
 #: What a 405 names instead (RFC 9110 §15.5.6): of the relay, and of the status.
-_RELAY_ALLOWS = ((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
+RELAY_ALLOWS = ((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)
 _STATUS_ALLOWS = ((b"allow", b"GET, HEAD"),)
 #: RFC 9110 §9.2.2. Only these may be sent again after a connection broke without an answer.
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
@@ -101,6 +101,7 @@ _REFUSALS = {
     Outcome.ADDRESS_FORBIDDEN: "address_forbidden",
     Outcome.CONCURRENCY_LIMITED: "concurrency_limited",
     Outcome.QUOTA_EXCEEDED: "quota_exceeded",
+    Outcome.GATEWAY_ONLY: "gateway_only",
 }
 #: The outcome of a request that a carrier in front was told to take to a server.
 HANDED_OVER = "handed_over"
@@ -420,7 +421,7 @@ class Gateway:
     ) -> tuple[str, Decision]:
         """Return the token's digest and the decision that lets the request pass. Raises :class:`Refused`.
 
-        ``RECHECK`` is for what has been admitted and counted before.
+        ``RECHECK`` is for what has been admitted and counted before, ``LET_GO`` for what is never heard of again.
         """
         if self.gate.closed:
             raise Refused("gateway_closed")
@@ -496,7 +497,7 @@ class Gateway:
             if found.length is not None and found.length > self._body_max:
                 raise Refused("body_too_large")
             if method in REFUSED_METHODS:
-                raise Refused("method_not_allowed", headers=_RELAY_ALLOWS)
+                raise Refused("method_not_allowed", headers=RELAY_ALLOWS)
             if (
                 found.origin
                 and method == "OPTIONS"

@@ -45,6 +45,11 @@ class Limits:
     def has_quotas(self) -> bool:
         return any(getattr(self, name) for name in QUOTAS)
 
+    @property
+    def needs_gateway(self) -> bool:
+        """Whether something holds while a request lasts or counts its bytes, which only who carries it can do."""
+        return bool(self.concurrency or self.bandwidth or self.bytes_per_day or self.bytes_per_month)
+
     def pack(self) -> str:
         """Return what ``decide.lua`` reads of it, empty when there is nothing to read."""
         values = (

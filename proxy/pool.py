@@ -264,14 +264,33 @@ class Pool:
             if target is not None:
                 return target
         if not targets:
-            raise Refused("upstream_unavailable" if self.targets else "upstream_missing")
+            raise self._none_serves()
         usable = targets if never is None else [target for target in targets if target is not never]
         target = self._least_loaded(usable, avoid)
         if target is None:
-            raise Refused("upstream_unavailable", headers=((b"retry-after", b"%d" % self._due_in(targets)),))
+            raise self._all_out(targets)
         exchange.target = target
         target.in_flight += 1
         return target
+
+    def require(self, scope: bytes) -> None:
+        """Raise :class:`Refused` when no server works that requests of a scope may go to.
+
+        For a request that is not given to one, so none is tried by it.
+        """
+        targets = self._of_scope.get(scope)
+        if targets is None:
+            targets = self._serving(scope)
+        if not targets:
+            raise self._none_serves()
+        if not any(target.circuit.closed for target in targets):
+            raise self._all_out(targets)
+
+    def _none_serves(self) -> Refused:
+        return Refused("upstream_unavailable" if self.targets else "upstream_missing")
+
+    def _all_out(self, targets: list[Target]) -> Refused:
+        return Refused("upstream_unavailable", headers=((b"retry-after", b"%d" % self._due_in(targets)),))
 
     @staticmethod
     def _due_in(targets: list[Target]) -> int:

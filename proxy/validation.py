@@ -61,6 +61,8 @@ class Outcome(IntEnum):
     ADDRESS_FORBIDDEN = 13
     CONCURRENCY_LIMITED = 14
     QUOTA_EXCEEDED = 15
+    #: Asked with :data:`LET_GO`.
+    GATEWAY_ONLY = 16
     #: Asked together with :attr:`REVOKED`.
     HELD = 20
 
@@ -70,8 +72,9 @@ REFUSED_CREDENTIALS = frozenset(
     {Outcome.UNKNOWN, Outcome.REVOKED, Outcome.HELD, Outcome.EXPIRED, Outcome.OWNER_DISABLED}
 )
 
-#: What is asked: whether a request is admitted, what the token is, whether an open exchange may go on.
-ADMIT, LOOK, RECHECK = b"1", b"0", b"2"
+#: What is asked: whether a request is admitted, what the token is, whether an open exchange may go on, whether a
+#: request is admitted that others carry without telling what became of it.
+ADMIT, LOOK, RECHECK, LET_GO = b"1", b"0", b"2", b"3"
 #: How the lease of an exchange begins that only this process knows of.
 LOCAL_LEASE = b"local"
 
@@ -169,8 +172,8 @@ class Validator:
     ) -> Decision:
         """Decide on one request; ``LOOK`` looks at the credentials only, ``RECHECK`` whether it may go on.
 
-        Only ``ADMIT`` claims and counts. ``open_scopes`` are the restricted scopes that open the path as ``,a,b,``;
-        ``None`` when it is ambiguous. Raises :class:`ValidationAway`.
+        Only ``ADMIT`` and ``LET_GO`` claim and count. ``open_scopes`` are the restricted scopes that open the path as
+        ``,a,b,``; ``None`` when it is ambiguous. Raises :class:`ValidationAway`.
         """
         key = digest.encode()
         names = (self._credential + key, self._generation + key, self._gate)
@@ -186,6 +189,8 @@ class Validator:
             address_key(address),
             self._lease,
         )
+        if mode == LET_GO:
+            arguments = (*arguments[:7], ADMIT, *arguments[8:], b"1")  # type: ignore[assignment]
         layer = "redis"
         for _ in range(5):
             if not self._link.up:
@@ -396,8 +401,12 @@ class Validator:
         token_id = exchange.token_id
         if exchange.lease and not exchange.lease.startswith(LOCAL_LEASE):
             self._link.tell(b"ZREM", self._prefix + b"lease:" + token_id, exchange.lease)
-        limits = exchange.limits
-        if not exchange.reached and (limits.requests_per_day or limits.requests_per_month):
+        if not exchange.reached:
+            self.give_back_request(token_id, exchange.limits)
+
+    def give_back_request(self, token_id: bytes, limits: Limits) -> None:
+        """Take a request that no server was asked about off the quotas, without waiting."""
+        if self._link.up and (limits.requests_per_day or limits.requests_per_month):
             now = clock.now()
             self._link.tell(b"HINCRBY", b"%bday:%b:%d" % (self._prefix, token_id, day_number(now)), b"admitted", -1)
             self._link.tell(b"HINCRBY", b"%bmonth:%b:%d" % (self._prefix, token_id, month_number(now)), b"admitted", -1)
@@ -488,6 +497,9 @@ class Fallback:
         mode: bytes,
     ) -> Decision:
         """As :meth:`Validator.decide`, in the same order."""
+        let_go = mode == LET_GO
+        if let_go:
+            mode = ADMIT
         admission = await self._admission(digest)
         if admission is None:
             return Decision(Outcome.UNKNOWN)
@@ -526,6 +538,8 @@ class Fallback:
             decision.outcome = Outcome.PATH_AMBIGUOUS
         elif meant.scope != FULL and b"," + decision.scope + b"," not in (open_scopes or b""):
             decision.outcome = Outcome.SCOPE_FORBIDDEN
+        elif let_go and limits.needs_gateway:
+            decision.outcome = Outcome.GATEWAY_ONLY
         elif mode == RECHECK:
             self._measure(admission, decision, quotas=("bytes_per_day", "bytes_per_month"))
         elif not await self._claim_all(found.token_id, meant.token_id, device.decode("ascii"), limits.seats):

@@ -25,6 +25,7 @@ hypothesis_settings.load_profile("ci")
 
 LEASE = pytest.StashKey[Lease]()
 TOOLS = {
+    "caddy": ("caddy",),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "nginx": ("nginx",),
     "promtool": ("promtool",),

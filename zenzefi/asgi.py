@@ -1,6 +1,7 @@
 """The ASGI application: the gateway's paths go to the data plane, everything else to Django.
 
-``/api/v1/proxy/`` (HTTP and WebSocket) never enters Django, and the lifespan events start and stop the gateway.
+``/api/v1/proxy/`` (HTTP and WebSocket) and ``/edge/``, where other proxies ask for a decision, never enter Django, and
+the lifespan events start and stop the gateway.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "zenzefi.settings.base")
 django_application = get_asgi_application()
 
 # Django must be set up before anything that touches its settings or models is imported.
+from proxy import forward_auth  # noqa: E402
 from proxy.gateway import Gateway  # noqa: E402
 from zenzefi.lib.bodies import BodyLimit  # noqa: E402
 
@@ -41,7 +43,10 @@ class Application:
         if path.startswith("/api/v1/proxy/") or path == "/api/v1/proxy":
             await self._gateway(scope, receive, send)
         elif kind == "http":
-            await control_plane(scope, receive, send)
+            if path.startswith("/edge/"):
+                await forward_auth.answer(self._gateway, scope, send)
+            else:
+                await control_plane(scope, receive, send)
         else:
             await receive()
             await _refuse_websocket(send)
