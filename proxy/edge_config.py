@@ -36,7 +36,7 @@ def render(specs: Sequence[TargetSpec]) -> dict[str, str]:
     """
     if not settings.EDGE_SECRET:
         raise ConfigurationError("EDGE_SECRET must be set for edge mode.")
-    servers = [spec for spec in specs if spec.state != DISABLED and _is_plain(spec)]
+    servers = [spec for spec in specs if spec.state != DISABLED and spec.carried_at_edge and _is_plain(spec)]
     files = {
         "upstreams.conf": _upstreams(servers),
         "proof.conf": _proof(servers),

@@ -160,6 +160,11 @@ class UpstreamTarget(models.Model):
         default=False,
         help_text=_("For a server behind a proxy of its own. They are relayed in any case."),
     )
+    carried_at_edge = models.BooleanField(
+        _("carried at the edge"),
+        default=True,
+        help_text=_("Whether an nginx in front may carry requests to it. Not if it sends interim answers such as 103."),
+    )
     probe_path = models.CharField(
         _("probe"),
         max_length=255,

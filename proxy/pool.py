@@ -378,7 +378,13 @@ class Pool:
         return self._least_loaded(targets, None)
 
     def _may_be_carried_to(self, target: Target, carriers: frozenset[str]) -> bool:
-        return target.carrier_key in carriers and not target.spec.counts_gateway_errors and target not in self._suspects
+        spec = target.spec
+        return (
+            target.carrier_key in carriers
+            and spec.carried_at_edge
+            and not spec.counts_gateway_errors
+            and target not in self._suspects
+        )
 
     # --- learning
 

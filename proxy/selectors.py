@@ -113,6 +113,7 @@ def spec_of(row: UpstreamTarget) -> TargetSpec:
         host=row.host,
         max_connections=row.max_connections or 0,
         counts_gateway_errors=row.counts_gateway_errors,
+        carried_at_edge=row.carried_at_edge,
         probe_path=row.probe_path,
         ca_certificates=row.ca_certificates,
         client_certificate=row.client_certificate,

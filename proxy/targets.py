@@ -35,6 +35,8 @@ class TargetSpec:
     max_connections: int = 0
     #: Whether answers 502, 503 and 504 count as failures of the server.
     counts_gateway_errors: bool = False
+    #: Whether a carrier in front may take requests to it.
+    carried_at_edge: bool = True
     #: Asked for regularly; empty: never.
     probe_path: str = ""
     ca_certificates: str = ""

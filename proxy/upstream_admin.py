@@ -70,6 +70,7 @@ class UpstreamTargetForm(forms.ModelForm[UpstreamTarget]):
             "host",
             "max_connections",
             "counts_gateway_errors",
+            "carried_at_edge",
             "probe_path",
             "ca_certificates",
             "client_certificate",

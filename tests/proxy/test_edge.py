@@ -577,6 +577,16 @@ def test_a_server_the_carrier_does_not_know_is_the_gateways(edge, live, handed, 
             assert len(handed) == before
 
 
+@pytest.mark.parametrize("fields", [{"carried_at_edge": False}, {"counts_gateway_errors": True}])
+def test_a_server_may_be_the_gateways_alone(edge, live, handed, upstream, issue, fields):
+    UpstreamTarget.objects.create(name="only", url=upstream.url, probe_path="", **fields)
+    live.run(live.gateway._load_targets())
+    edge.write_servers()
+    edge.reload()
+    assert relayed(edge, handed, issue(active_for=RUNNING)).status_code == 200
+    assert len(upstream.requests) == 1
+
+
 def test_a_drained_server_is_given_nothing_more(edge, live, upstream, issue):
     with RecordingUpstream() as other:
         rows = [

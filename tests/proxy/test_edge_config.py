@@ -70,11 +70,13 @@ def test_servers_switched_off_are_left_out_and_draining_ones_are_not():
     off, draining = (
         TargetSpec(id=state, name=state, url="http://10.0.0.2", state=state) for state in (DISABLED, DRAINING)
     )
-    files = edge_config.render([CLEAN, off, draining])
+    kept = TargetSpec(id="kept", name="kept", url="http://10.0.0.3", carried_at_edge=False)
+    files = edge_config.render([CLEAN, off, draining, kept])
     assert files["proof.conf"] == (
         f'proxy_set_header X-Zenzefi-Edge "{SECRET} {CLEAN.carrier_key} {draining.carrier_key}";\n'
     )
     assert off.carrier_key not in "".join(files.values())
+    assert kept.carrier_key not in "".join(files.values())
 
 
 @pytest.mark.parametrize(
