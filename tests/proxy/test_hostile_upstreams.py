@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -265,9 +266,12 @@ def test_there_are_enough_vectors():
 def test_an_upstream_that_does_not_read_is_given_up(served, mirror):
     async def deaf(peer: Peer) -> bool:
         peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.sleep(BOUND)
+        while not over.is_set():  # noqa: ASYNC110 - set by another thread
+            await asyncio.sleep(0.02)
         return False
 
+    over = threading.Event()
+    before = mirror.open - served.pooled
     mirror.answers["deaf"] = deaf
     mirror.early.add("deaf")
     size = 64_000_000
@@ -284,6 +288,9 @@ def test_an_upstream_that_does_not_read_is_given_up(served, mirror):
         got = wire.read()
     assert (got.status, got.code) == (504, "upstream_timeout")
     assert time.monotonic() - started < BOUND
+    # It does not notice by itself, and others count its connections.
+    over.set()
+    wait_until(lambda: mirror.open - served.pooled == before, what="the end of the deaf connection")
 
 
 def test_a_thousand_clients_that_leave_cost_no_connection(served, mirror):
