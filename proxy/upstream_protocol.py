@@ -61,9 +61,9 @@ class UpstreamProtocol(ResponseHandler):
         self._chunks: list[bytes] = []
         conf = settings.GATEWAY
         # Bytes of an answer's head with the interim ones before it, their number, and fields of each.
-        self._head_max: int = conf["upstream_head_max_bytes"]
-        self._interim_max: int = conf["upstream_max_interim"]
-        self._fields_max: int = conf["upstream_head_max_fields"]
+        self._head_max = int(conf["upstream_head_max_bytes"])
+        self._interim_max = int(conf["upstream_max_interim"])
+        self._fields_max = int(conf["upstream_head_max_fields"])
 
     # --- asked by the gateway
 

@@ -164,7 +164,7 @@ async def _connect(
                     autoclose=True,
                     heartbeat=conf["websocket_ping"],
                     # It refuses messages of this size already.
-                    max_msg_size=conf["websocket_max_bytes"] + 1,
+                    max_msg_size=int(conf["websocket_max_bytes"]) + 1,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_WITHIN),
                     compress=0,
                     ssl=target.tls,

@@ -76,12 +76,12 @@ def test_a_broken_chunk(server):
 @pytest.mark.parametrize("path", PLANES)
 @pytest.mark.parametrize("what", ["one field", "many fields", "without end", "the path"])
 def test_a_head_that_is_too_large(server, path, what):
-    size = settings.GATEWAY["head_max_bytes"] + 1
+    size = int(settings.GATEWAY["head_max_bytes"]) + 1
     start = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n".encode()
     if what == "one field":
         pieces = [start, b"X: " + b"a" * size + b"\r\n\r\n"]
     elif what == "many fields":
-        pieces = [start, b"X: a\r\n" * (settings.GATEWAY["head_max_fields"] + 1), b"\r\n"]
+        pieces = [start, b"X: a\r\n" * (int(settings.GATEWAY["head_max_fields"]) + 1), b"\r\n"]
     elif what == "without end":
         pieces = [start, b"X: ", *[b"a" * 65536] * 100]
     else:

@@ -266,8 +266,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         conf = settings.GATEWAY
         self._head_seconds: float = conf["head_timeout"]
-        self._head_max: int = conf["head_max_bytes"]
-        self._fields_max: int = conf["head_max_fields"]
+        self._head_max = int(conf["head_max_bytes"])
+        self._fields_max = int(conf["head_max_fields"])
         self._pause = self._head_seconds / 4
         self._watch = self.loop.call_later(self._pause, self._look)
 

@@ -53,7 +53,10 @@ class Server(uvicorn.Server):
         health.draining.set()
         for server in self.servers:
             server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
         await asyncio.sleep(_ACCEPTED_SECONDS)
+        # Tells them again, and those that have just come.
         await super().shutdown(sockets)
         for _ in range(round(PARTING_SECONDS / 0.02)):
             if not self.server_state.connections:
