@@ -11,8 +11,9 @@ carrier. A carrier proves itself by ``EDGE_SECRET`` and names the servers it is 
 from __future__ import annotations
 
 import hmac
-from time import time
+from time import monotonic, time
 
+from proxy import tracing
 from proxy.exceptions import Refused
 from proxy.headers import Incoming, drop_named_in_connection, is_device_id
 from proxy.limits import NONE
@@ -84,11 +85,14 @@ class Edge:
         address: str,
         forwarding: bytes,
         request_id: bytes,
+        arrived: float,
     ) -> list[Header]:
         """Return the headers that tell the carrier what to send where."""
         coded = found.accept_coding and found.accept_coding.strip().lower() != b"identity"
         location = LOCATION_CODED if coded else LOCATION
         limits = decision.limits
+        trace = tracing.lines_of(found, request_id)
+        state = ((b"x-carry-tracestate", found.tracestate),) if len(trace) > tracing.ALONE else ()
         give_back = b"1" if limits.requests_per_day or limits.requests_per_month else b"0"
         return [
             (b"content-length", b"0"),
@@ -98,6 +102,9 @@ class Edge:
             (b"x-carry-token", decision.token_id),
             (b"x-carry-log", b"%b %b" % (address.encode() or b"-", give_back)),
             (b"x-request-id", request_id),
+            (b"x-carry-traceparent", trace[tracing.PARENT]),
+            *state,
+            (b"server-timing", b"auth;dur=%.2f" % ((monotonic() - arrived) * 1000)),
             *(self._forwarding.get(forwarding) or self._learn(forwarding)),
         ]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext_lazy as _
 
 from zenzefi.lib.errors import Conflict, DomainError
+
+if TYPE_CHECKING:
+    from proxy.validation import Decision
 
 
 class MalformedRequest(Exception):
@@ -22,13 +25,20 @@ class Refused(Exception):
     """The gateway answers by itself. ``code`` is one of ``proxy.answers.ANSWERS``."""
 
     def __init__(
-        self, code: str, *, headers: tuple[tuple[bytes, bytes], ...] = (), details: Mapping[str, Any] | None = None
+        self,
+        code: str,
+        *,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        details: Mapping[str, Any] | None = None,
+        decision: Decision | None = None,
     ) -> None:
         super().__init__(code)
         self.code = code
         self.headers = headers
         #: What the body says beyond code and sentence.
         self.details = details
+        #: What it follows from, where the token was looked at: says whose it is.
+        self.decision = decision
 
 
 class UnknownLimit(ValueError):

@@ -42,6 +42,9 @@ async def answer(gateway: Gateway, scope: Scope, send: Send) -> None:
     judged = scope
     request_id = b""
     found: Incoming | None = None
+    refused: Refused | None = None
+    decision: Decision | None = None
+    address = ""
     try:
         try:
             found = read_request(scope["headers"], scope["http_version"])
@@ -88,15 +91,23 @@ async def answer(gateway: Gateway, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers, BODY_FOLLOWS: True})
         await send(_EMPTY_END)
     except Refused as refusal:
-        code = refusal.code
-        await gateway.refuse(send, refusal, found, request_id or new_request_id(), scope["method"])
+        code, refused = refusal.code, refusal
+        request_id = request_id or new_request_id()
+        await gateway.refuse(send, refusal, found, request_id, scope["method"], started, monotonic())
     except Exception:
         logger.exception("A request could not be decided on")
-        code = "internal_error"
-        await gateway.refuse(send, Refused(code), found, request_id or new_request_id(), scope["method"])
-    gateway.metrics.refused(code)
-    if gateway._access_log is not None:
-        gateway._log(judged, code, None, started, request_id)
+        refused = Refused("internal_error")
+        code = refused.code
+        request_id = request_id or new_request_id()
+        await gateway.refuse(send, refused, found, request_id, scope["method"])
+    gateway.metrics.answered(code)
+    if gateway.access_log is not None:
+        gateway.access_log.answered(
+            *("http", judged["method"], code, refused, found, request_id, address),
+            arrived=started,
+            decided=monotonic(),
+            decision=decision,
+        )
 
 
 def _judged(scope: Scope) -> Scope:

@@ -24,7 +24,8 @@ from aiohttp.http_writer import StreamWriter
 from django.conf import settings
 from django.db import DatabaseError
 
-from proxy import answers, breaker, keys, metering, selectors, targets, upstream, upstream_services
+from proxy import answers, breaker, keys, metering, selectors, targets, timing, tracing, upstream, upstream_services
+from proxy.access_log import AccessLog
 from proxy.cors import Cors
 from proxy.database import Database, DatabaseAway
 from proxy.edge import Edge, may_be_carried, refuse_failed
@@ -146,7 +147,7 @@ class Gateway:
         self.edge = Edge(settings.EDGE_SECRET)
         self.cors = Cors(settings.CORS_ALLOWED_ORIGINS)
         self._limit_headers = LimitHeaders(settings.RATE_LIMITS["proxy"])
-        self._access_log = logging.getLogger("proxy.access") if conf.get("access_log") else None
+        self.access_log = AccessLog() if conf.get("access_log") else None
         # Digests of tokens admitted before: their shape need not be looked at again.
         self._well_formed: set[str] = set()
         self._table: ScopeTable | None = None
@@ -459,10 +460,10 @@ class Gateway:
         code = _REFUSALS[Outcome(decision.outcome)]
         if decision.rule:
             headers, details = self._limit_headers.of_refusal(decision)
-            return Refused(code, headers=headers, details=details)
+            return Refused(code, headers=headers, details=details, decision=decision)
         if decision.outcome == Outcome.ADDRESS_FORBIDDEN:
-            return Refused(code, details={"rule": "allowed_ips"})
-        return Refused(code)
+            return Refused(code, details={"rule": "allowed_ips"}, decision=decision)
+        return Refused(code, decision=decision)
 
     def digest_of(self, found: Incoming) -> str:
         """Return the token's digest, after looking at its shape alone. Raises :class:`Refused`."""
@@ -482,8 +483,12 @@ class Gateway:
         method: str = scope["method"]
         request_id = b""
         found: Incoming | None = None
-        digest = ""
-        code = ""
+        digest = address = code = ""
+        refused: Refused | None = None
+        handed: Decision | None = None
+        carried_to: str | None = None
+        deciding = False
+        decided = 0.0
         try:
             try:
                 found = read_request(scope["headers"], scope["http_version"])
@@ -513,6 +518,7 @@ class Gateway:
                 return
             client = scope.get("client")
             address, forwarding = self._forwarding.of(client[0] if client else "", scope["scheme"], found)
+            deciding = True
             carriers = self.edge.servers(found.edge) if found.edge else None
             if carriers is None:
                 digest, decision = await self.admit(found, below, method, address)
@@ -536,26 +542,38 @@ class Gateway:
                         address=address,
                         forwarding=forwarding,
                         request_id=request_id,
+                        arrived=started,
                     )
                     headers.extend(self.limit_headers(decision))
                     await send({"type": "http.response.start", "status": 200, "headers": headers, BODY_FOLLOWS: True})
                     await send(_EMPTY_END)
-                    code = HANDED_OVER
+                    code, handed, decided = HANDED_OVER, decision, monotonic()
+                    carried_to = target.spec.name
                     return
         except Refused as refusal:
-            code = refusal.code
-            await self.refuse(send, refusal, found, request_id or new_request_id(), method)
+            code, refused = refusal.code, refusal
+            decided = monotonic() if deciding else 0.0
+            request_id = request_id or new_request_id()
+            await self.refuse(send, refusal, found, request_id, method, started, decided)
             return
         except Exception:
             logger.exception("A request could not be decided on")
-            code = "internal_error"
-            await self.refuse(send, Refused(code), found, request_id, method)
+            refused = Refused("internal_error")
+            code = refused.code
+            request_id = request_id or new_request_id()
+            await self.refuse(send, refused, found, request_id, method)
             return
         finally:
             if code:
-                self.metrics.refused(code)
-                if self._access_log is not None:
-                    self._log(scope, code, None, started, request_id)
+                self.metrics.answered(code)
+                if self.access_log is not None:
+                    self.access_log.answered(
+                        *("http", method, code, refused, found, request_id, address),
+                        arrived=started,
+                        decided=decided,
+                        decision=handed,
+                        target=carried_to,
+                    )
 
         # Named, the loop need not be looked for, which costs a system call.
         task = asyncio.current_task(self._loop)
@@ -564,20 +582,30 @@ class Gateway:
         exchange.user_agent = found.user_agent
         exchange.address = address
         self.enter(exchange, decision, below, method)
-        relay = _Relay(self, scope, receive, send, found, below, decision, exchange, forwarding, request_id)
+        trace = tracing.lines_of(found, request_id)
+        forwarding += trace
+        relay = _Relay(self, scope, receive, send, found, below, decision, exchange, forwarding, request_id, started)
         outcome = "error"
         try:
             outcome = await relay.run()
         finally:
+            if self.access_log is not None:
+                self.access_log.relayed(exchange, relay, outcome, request_id, trace[tracing.TRACE_ID])
             self.leave(exchange)
-            self.metrics.relayed(outcome, exchange, relay.first_byte, started)
-            if self._access_log is not None:
-                self._log(scope, outcome, exchange, started, request_id)
+            self.metrics.relayed(outcome, exchange, relay.first_byte, started, relay.overhead)
 
     async def refuse(
-        self, send: Send, refusal: Refused, found: Incoming | None, request_id: bytes, method: str
+        self,
+        send: Send,
+        refusal: Refused,
+        found: Incoming | None,
+        request_id: bytes,
+        method: str,
+        arrived: float = 0.0,
+        decided: float = 0.0,
     ) -> None:
-        """Send one of our own answers."""
+        """Send one of our own answers, with its times where a decision was asked for."""
+        self.metrics.refused(refusal.code)
         language = found.accept_language if found is not None else b""
         status, headers, body = answers.build(refusal.code, request_id, language, refusal.headers, refusal.details)
         if found is not None:
@@ -586,6 +614,8 @@ class Gateway:
                 headers.append((b"connection", b"close"))
             if found.origin:
                 headers.extend(self.cors.headers(found.origin))
+        if decided:
+            headers.append(timing.of_refusal(arrived, decided))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -631,23 +661,8 @@ class Gateway:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body, "more_body": False})
 
-    def _log(self, scope: Scope, outcome: str, exchange: Exchange | None, started: float, request_id: bytes) -> None:
-        assert self._access_log is not None
-        # Neither path nor query: what stands in them is between the client and the server.
-        self._access_log.info(
-            "%s %s request=%s token=%s address=%s in=%d out=%d ms=%.1f",
-            scope.get("method", "WEBSOCKET"),
-            outcome,
-            request_id.decode("latin-1"),
-            exchange.token_id.decode() if exchange else "-",
-            exchange.address if exchange else "-",
-            exchange.bytes_in if exchange else 0,
-            exchange.bytes_out if exchange else 0,
-            (monotonic() - started) * 1000,
-        )
 
-
-class _Relay:
+class _Relay(timing.Course):
     """One admitted HTTP request on its way to a server and back."""
 
     __slots__ = (
@@ -655,7 +670,6 @@ class _Relay:
         "connection",
         "decision",
         "exchange",
-        "first_byte",
         "forwarding",
         "found",
         "gateway",
@@ -681,7 +695,13 @@ class _Relay:
         exchange: Exchange,
         forwarding: bytes,
         request_id: bytes,
+        arrived: float,
     ) -> None:
+        # As in the class above, which costs a look-up more to be asked.
+        self.arrived = arrived
+        self.sent = self.first_byte = self.overhead = 0.0
+        self.status = 0
+        self.refusal = ""
         self.gateway = gateway
         self.scope = scope
         self.method: str = scope["method"]
@@ -695,11 +715,9 @@ class _Relay:
         self.request_id = request_id
         self.connection: Connection | None = None
         self.upload: asyncio.Task[None] | None = None
-        self.upload_done = not found.has_body
+        exchange.has_body = has_body = found.has_body
+        self.upload_done = not has_body
         self.head_sent = False
-        #: When the upstream's answer began, on the monotonic clock.
-        self.first_byte = 0.0
-        exchange.has_body = found.has_body
 
     async def run(self) -> str:
         """Relay, and return how it ended: a status class, a code of ours, or why it was cut."""
@@ -733,7 +751,10 @@ class _Relay:
         exchange = self.exchange
         if not self.head_sent and exchange.reason != CLIENT_GONE:
             exchange.finishing = True
-            await self.gateway.refuse(self.send, refusal, self.found, self.request_id, self.method)
+            self.status, self.refusal = answers.ANSWERS[refusal.code].status, refusal.code
+            await self.gateway.refuse(
+                self.send, refusal, self.found, self.request_id, self.method, self.arrived, exchange.started
+            )
         return refusal.code
 
     async def _relay(self) -> str:
@@ -769,9 +790,11 @@ class _Relay:
         headers.extend(cors)
         if self.found.expects_continue and not self.upload_done and exchange.bytes_in == 0:
             headers.append((b"connection", b"close"))
+        headers.append(timing.of_answer(self, exchange.started))
 
         send = self.send
         self.head_sent = True
+        self.status = status
         chunk = b"" if without_body else protocol.read_body_nowait()
         start: dict[str, Any] = {"type": "http.response.start", "status": status, "headers": headers}
         # Our server writes the head together with a body that is there already.
@@ -816,6 +839,8 @@ class _Relay:
             try:
                 protocol = upstream.protocol_of(connection)
                 protocol.begin(self._head(target), without_body=self.method == "HEAD")
+                if not self.sent:
+                    self.sent = monotonic()
                 if not self.upload_done and self.upload is None:
                     self.exchange.phase = UPLOADING
                     writer = StreamWriter(protocol, asyncio.get_running_loop())
@@ -966,9 +991,9 @@ class _Relay:
                     exchange.watch()
             await send({"type": "http.response.body", "body": chunk, "more_body": more})
             exchange.bytes_out += len(chunk)
-            exchange.progress = monotonic()
             if not more:
                 return
+            exchange.progress = monotonic()
             chunk = b""
 
     async def _pace(self, pace: Pace, data: bytes, pass_on: Callable[[bytes], Awaitable[None]]) -> bytes:

@@ -54,7 +54,9 @@ PUBLIC_PREFIX = "/api/v1/proxy"
     _EDGE_FAILED,
     _HEEDED,
     _OVERRIDE,
-) = range(28)
+    _TRACEPARENT,
+    _TRACESTATE,
+) = range(30)
 
 _SPECIAL = {
     b"x-access-token": _TOKEN,
@@ -82,6 +84,8 @@ _SPECIAL = {
     b"x-zenzefi-edge": _EDGE,
     b"x-zenzefi-edge-connection": _EDGE_CONNECTION,
     b"x-zenzefi-edge-failed": _EDGE_FAILED,
+    b"traceparent": _TRACEPARENT,
+    b"tracestate": _TRACESTATE,
 }
 _HOP_BY_HOP = frozenset(
     {
@@ -127,6 +131,8 @@ _ID = re.compile(rb"[A-Za-z0-9._~-]{8,128}")
 _PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 
 _kinds: dict[bytes, int] = dict(_SPECIAL)
+#: Values of ``Host`` that were looked at before; most requests have one of a few. Bounded, as they are the caller's.
+_hosts: set[bytes] = set()
 
 
 def _classify(name: bytes) -> int:
@@ -153,10 +159,10 @@ class Incoming:
     # Defaults stand in the class: most requests have few of these.
     token = device = host = connection = via = b""
     forwarded_for = forwarded_proto = forwarded_host = forwarded = b""
-    request_id = accept_language = user_agent = origin = accept = accept_coding = b""
+    request_id = accept_language = user_agent = origin = accept = accept_coding = traceparent = tracestate = b""
     #: Of the carrier in front, unproved.
     edge = edge_connection = edge_failed = b""
-    tokens = device_seen = hosts = lengths = codings = 0
+    tokens = device_seen = hosts = lengths = codings = traceparents = 0
     length: int | None = None
     chunked = expects_continue = False
     #: Something was left out of the lines that only we know to leave out.
@@ -269,14 +275,23 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
         elif kind == _OVERRIDE:
             found.overrides = (*found.overrides, value)
             lines.append(b"%b: %b\r\n" % (name, value))
+        elif kind == _TRACEPARENT:
+            found.traceparent = value.strip(b" \t")
+            found.traceparents += 1
+        elif kind == _TRACESTATE:
+            if value := value.strip(b" \t"):
+                found.tracestate = found.tracestate + b"," + value if found.tracestate else value
         elif kind == _BAD:
             raise MalformedRequest("a header name is not a token")
     if found.lengths + found.codings > 1:
         raise MalformedRequest("the length of the body is declared more than once")
     if found.hosts != 1 and (found.hosts > 1 or http_version != "1.0"):
         raise MalformedRequest("exactly one Host is needed")
-    if not _HOST_VALUE.fullmatch(found.host):
-        raise MalformedRequest("Host is not a host")
+    if found.host not in _hosts:
+        if not _HOST_VALUE.fullmatch(found.host):
+            raise MalformedRequest("Host is not a host")
+        if len(_hosts) < 256:
+            _hosts.add(found.host)
     if found.chunked and http_version == "1.0":
         raise MalformedRequest("HTTP/1.0 has no Transfer-Encoding")
     if found.connection and found.connection not in _PLAIN_CONNECTION:
@@ -291,6 +306,8 @@ def drop_named_in_connection(found: Incoming) -> None:
     if named:
         found.cleansed = True
         found.lines[:] = [line for line in found.lines if line.partition(b":")[0].lower() not in named]
+    if b"tracestate" in named:
+        found.tracestate = b""
 
 
 def is_device_id(value: bytes) -> bool:
@@ -327,6 +344,7 @@ def _is_our_authorization(value: bytes) -> bool:
 
 
 _VIA_LINE = b"via: 1.1 %b\r\n" % PSEUDONYM
+_VIA_FIELD = (b"via", b"1.1 " + PSEUDONYM)
 
 
 class Forwarding:
@@ -518,7 +536,7 @@ def read_answer(raw: RawHeaders, rewriter: Rewriter, *, drop_cors: bool) -> Outg
         named -= {b"close", b"keep-alive", b"upgrade", b""}
         if named:
             headers[:] = [pair for pair in headers if pair[0].lower() not in named]
-    headers.append((b"via", b"%b, 1.1 %b" % (via, PSEUDONYM) if via else b"1.1 " + PSEUDONYM))
+    headers.append((b"via", b"%b, 1.1 %b" % (via, PSEUDONYM)) if via else _VIA_FIELD)
     return out
 
 

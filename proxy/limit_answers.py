@@ -25,6 +25,7 @@ class LimitHeaders:
 
     def __init__(self, platform: RatePolicy) -> None:
         self._platform = platform
+        self._platform_policy = _policy(platform.limit, platform.seconds)
 
     def _rate(self, own: int) -> tuple[int, int]:
         return (own, 60) if own else (self._platform.limit, self._platform.seconds)
@@ -32,8 +33,9 @@ class LimitHeaders:
     def of(self, decision: Decision) -> tuple[Header, ...]:
         """Return the headers of a request that was admitted."""
         reset = -(-decision.reset_ms // 1000) or 1
+        own = decision.limits.rate
         return (
-            _policy(*self._rate(decision.limits.rate)),
+            _policy(own, 60) if own else self._platform_policy,
             (b"ratelimit", b'"proxy";r=%d;t=%d' % (decision.remaining, reset)),
         )
 

@@ -146,6 +146,8 @@ class Pool:
         self._background: set[asyncio.Task[Any]] = set()
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
+        #: Failures of each server that nobody has counted yet, by its name.
+        self.failures: dict[str, int] = {}
         self._told_outage: bool | None = None
         self._telling: asyncio.Task[None] | None = None
         #: Whether this worker is the one that probes.
@@ -406,10 +408,14 @@ class Pool:
     def failed(self, exchange: Exchange, error: str) -> None:
         """The exchange's server failed before it answered."""
         target = exchange.target
-        if target is None or not target.circuit.fail(error, by=exchange):
+        if target is None:
+            return
+        name = target.spec.name
+        self.failures[name] = self.failures.get(name, 0) + 1
+        if not target.circuit.fail(error, by=exchange):
             return
         self._suspects.discard(target)
-        logger.warning("Server %s gets no requests for now: %s", target.spec.name, error)
+        logger.warning("Server %s gets no requests for now: %s", name, error)
         self._review()
         self._do(breaker.share_opening(self._link, target.spec.id, target.circuit))
         self._news.set()

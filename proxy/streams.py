@@ -54,8 +54,9 @@ class Exchange:
     lease = b""
     #: What slows the streams of this token down, if anything does.
     pace: Pace | None = None
-    #: The server it was given to.
+    #: The server it was given to, and the last one that failed it.
     target: Target | None = None
+    failed_target: Target | None = None
     #: What was decided on: the token's scope, the raw path below the prefix, the method.
     scope = below = b""
     method = ""
@@ -65,12 +66,15 @@ class Exchange:
         self.device = device
         self.task = task
         self.receive = receive
+        #: When it was decided on.
         self.started = self.progress = monotonic()
 
     def leave_target(self) -> None:
         """It goes to another server, or has ended."""
         target, self.target = self.target, None
         if target is not None:
+            if not self.ended:
+                self.failed_target = target
             target.release(self)
 
     def interrupt(self, reason: str) -> None:

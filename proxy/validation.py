@@ -157,8 +157,9 @@ class Validator:
         self._lease = str(round(settings.GATEWAY["lease_seconds"] * 1000)).encode()
         #: This process, to those that pace the same token.
         self._name = uuid4().hex[:16].encode()
-        #: Of validations answered so far: by Redis, after a fill from PostgreSQL, without Redis.
-        self.answered = {"redis": 0, "postgresql": 0, "fallback": 0}
+        #: Of validations answered so far: by Redis, by what Redis remembers of unknown tokens, after a fill from
+        #: PostgreSQL, without Redis.
+        self.answered = {"redis": 0, "negative": 0, "postgresql": 0, "fallback": 0}
 
     async def decide(
         self,
@@ -201,8 +202,8 @@ class Validator:
                 break
             outcome = reply[0]
             if outcome != 1:
-                self.answered[layer] += 1
                 if outcome == 0:
+                    self.answered[layer] += 1
                     decision = Decision(
                         0,
                         reply[1],
@@ -219,6 +220,7 @@ class Validator:
                         decision.limits = unpack(reply[11], reply[12])
                         decision.lease = reply[13]
                     return decision
+                self.answered["negative" if outcome == Outcome.UNKNOWN and layer == "redis" else layer] += 1
                 decision = Decision(outcome, reply[1], *reply[3:5])
                 if len(reply) > 5:
                     decision.rule, decision.limit, decision.reset_ms = reply[5].decode(), reply[6], reply[7]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -17,10 +18,11 @@ from django.conf import settings
 from multidict import CIMultiDict
 from yarl import URL
 
-from proxy import answers
+from proxy import answers, timing, tracing
 from proxy.exceptions import MalformedRequest, Refused
 from proxy.headers import Incoming, is_request_id, read_request
-from proxy.streams import STREAMING, Exchange
+from proxy.streams import CLIENT_GONE, STREAMING, Exchange
+from proxy.upstream_protocol import UpstreamInvalid
 
 if TYPE_CHECKING:
     from proxy.gateway import Gateway
@@ -35,14 +37,19 @@ CLOSE_WITHIN = 2.0
 #: Close codes for what we end ourselves: policy violation, service restart, and (IANA registry) bad gateway.
 _POLICY, _RESTART, _BAD_GATEWAY = 1008, 1012, 1014
 _TOO_BIG = 1009
+_INTERNAL_ERROR = 1011
 #: Ends that are not the client's doing: it may come again.
 _OURS = frozenset({"shutting_down", "upstream_unavailable"})
 
 
 async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any) -> None:
     """Relay one WebSocket."""
+    arrived = monotonic()
     found: Incoming | None = None
     request_id = uuid.uuid4().hex.encode()
+    address = ""
+    refused: Refused | None = None
+    deciding = False
     try:
         try:
             found = read_request(scope["headers"], "1.1")
@@ -56,28 +63,50 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
         address, forwarding = gateway._forwarding.of(
             client[0] if client else "", "https" if scope["scheme"] == "wss" else "http", found
         )
+        deciding = True
         digest, decision = await gateway.admit(found, below, "GET", address)
     except Refused as refusal:
-        gateway.metrics.refused(refusal.code)
-        await receive()
-        await _refuse(scope, send, refusal, found, request_id)
+        refused = refusal
+    except Exception:
+        logger.exception("A WebSocket could not be decided on")
+        refused, deciding = Refused("internal_error"), False
+    if refused is not None:
+        decided = monotonic() if deciding else 0.0
+        gateway.metrics.answered(refused.code, websocket=True)
+        try:
+            await receive()
+            await _refuse(gateway, scope, send, refused, found, request_id, arrived, decided)
+        finally:
+            if gateway.access_log is not None:
+                gateway.access_log.answered(
+                    *("websocket", "GET", refused.code, refused, found, request_id, address),
+                    arrived=arrived,
+                    decided=decided,
+                )
         return
 
+    assert found is not None
     task = asyncio.current_task()
     assert task is not None
     exchange = Exchange(digest, found.device, task, receive)
     exchange.user_agent = found.user_agent
     exchange.is_websocket = True
     exchange.phase = STREAMING
-    started = exchange.started
     exchange.address = address
     gateway.enter(exchange, decision, below, "GET")
+    trace = tracing.lines_of(found, request_id)
+    course = timing.Course(arrived)
+
+    async def refuse(refusal: Refused) -> None:
+        course.status, course.refusal = answers.ANSWERS[refusal.code].status, refusal.code
+        await _refuse(gateway, scope, send, refusal, found, request_id, arrived, exchange.started)
+
     outcome = "error"
     peer: aiohttp.ClientWebSocketResponse | None = None
     accepted = False
     try:
         await receive()
-        peer = await _connect(gateway, exchange, scope, found, below, decision, forwarding, request_id)
+        peer = await _connect(gateway, exchange, course, scope, found, below, decision, forwarding + trace, request_id)
         exchange.reached = True
         if not decision.activated:
             if not await gateway.validator.activate(digest, decision):
@@ -87,35 +116,54 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
             {
                 "type": "websocket.accept",
                 "subprotocol": peer.protocol,
-                "headers": [(b"x-request-id", request_id), *gateway.limit_headers(decision)],
+                "headers": [
+                    (b"x-request-id", request_id),
+                    *gateway.limit_headers(decision),
+                    timing.of_answer(course, exchange.started),
+                ],
             }
         )
         accepted = True
+        course.status = 101
         code, reason = await _relay(exchange, peer, receive, send)
         await _close_client(send, code, reason)
-        outcome = "websocket"
+        outcome = "1xx"
     except Refused as refusal:
         outcome = refusal.code
-        await _refuse(scope, send, refusal, found, request_id)
+        await refuse(refusal)
     except asyncio.CancelledError:
         outcome = exchange.reason or "shutting_down"
         task.uncancel()
         if accepted:
             await _close_client(send, _RESTART if outcome in _OURS else _POLICY, outcome)
         else:
-            await _refuse(scope, send, Refused(outcome), found, request_id)
+            await refuse(Refused(outcome))
+    except OSError:
+        # The client left before it could be told.
+        outcome = CLIENT_GONE
+        raise
+    except Exception:
+        logger.exception("A WebSocket could not be relayed")
+        outcome = "internal_error"
+        if accepted:
+            await _close_client(send, _INTERNAL_ERROR, "")
+        else:
+            await refuse(Refused(outcome))
     finally:
+        if gateway.access_log is not None:
+            gateway.access_log.relayed(exchange, course, outcome, request_id, trace[tracing.TRACE_ID])
         gateway.leave(exchange)
         if peer is not None and not peer.closed:
             # Not waiting for the peer's close frame: the exchange is over for us.
             closing = asyncio.get_running_loop().create_task(peer.close(code=1001))
             gateway.keep(closing)
-        gateway.metrics.relayed(outcome, exchange, 0.0, started)
+        gateway.metrics.relayed(outcome, exchange, course.first_byte, arrived, course.overhead)
 
 
 async def _connect(
     gateway: Gateway,
     exchange: Exchange,
+    course: timing.Course,
     scope: Any,
     found: Incoming,
     below: bytes,
@@ -154,6 +202,9 @@ async def _connect(
             sent = headers.copy()
             sent["Host"] = target.spec.host
         waits = target.in_flight > target.limit
+        if not course.sent:
+            # The client library connects and sends in one.
+            course.sent = monotonic()
         try:
             async with asyncio.timeout(conf["connect_timeout"] + conf["first_byte_timeout"]):
                 peer = await target.session().ws_connect(
@@ -187,9 +238,13 @@ async def _connect(
             pool.failed(exchange, "did not answer a handshake in time")
             raise Refused("upstream_timeout") from None
         except (aiohttp.ClientError, OSError) as exc:
-            pool.connecting_failed(exchange, exc)
             never, failure = target, exc
+            if isinstance(exc, aiohttp.ClientResponseError):
+                # Its text has the whole address and all that was sent, which goes neither into a log nor to staff.
+                failure = UpstreamInvalid("sent no HTTP answer to a handshake")
+            pool.connecting_failed(exchange, failure)
         else:
+            course.first_byte = monotonic()
             pool.answered(exchange, 101)
             return peer
     logger.warning("No upstream for a WebSocket: %r", failure)
@@ -262,7 +317,7 @@ async def _relay(exchange: Exchange, peer: aiohttp.ClientWebSocketResponse, rece
             return done.pop().result()
         except (aiohttp.ClientError, OSError) as exc:
             logger.warning("A WebSocket broke off: %s", exc)
-            return 1011, ""
+            return _INTERNAL_ERROR, ""
     finally:
         for task in tasks:
             task.cancel()
@@ -285,12 +340,24 @@ async def _close_client(send: Any, code: int, reason: str) -> None:
         pass
 
 
-async def _refuse(scope: Any, send: Any, refusal: Refused, found: Incoming | None, request_id: bytes) -> None:
+async def _refuse(
+    gateway: Gateway,
+    scope: Any,
+    send: Any,
+    refusal: Refused,
+    found: Incoming | None,
+    request_id: bytes,
+    arrived: float,
+    decided: float,
+) -> None:
     """Refuse the handshake with our JSON; with a bare close where the server cannot carry an answer."""
+    gateway.metrics.refused(refusal.code)
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": _POLICY, "reason": refusal.code})
         return
     language = found.accept_language if found else b""
     status, headers, body = answers.build(refusal.code, request_id, language, refusal.headers, refusal.details)
+    if decided:
+        headers.append(timing.of_refusal(arrived, decided))
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body, "more_body": False})

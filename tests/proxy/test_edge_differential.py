@@ -19,6 +19,7 @@ from tests.proxy.test_differential import (
     OURS_DOWN,
     OURS_UPSTREAM,
     Case,
+    compare_traces,
     exchange,
     kept,
     named_in_connection,
@@ -110,6 +111,7 @@ def compare_requests(direct: Seen, relayed: Seen) -> None:
     assert kept(relayed.headers, ours) == sent
     for name in (b"host", b"via", b"forwarded", b"x-forwarded-for", b"x-request-id", b"x-user-id", b"x-token-id"):
         assert len(relayed.values(name)) == 1
+    compare_traces(direct, relayed)
 
 
 def compare_answers(case: Case, direct: Got, relayed: Got, *, carried: bool) -> None:
@@ -117,12 +119,16 @@ def compare_answers(case: Case, direct: Got, relayed: Got, *, carried: bool) -> 
     assert relayed.code == ""
     assert relayed.body == direct.body
     # nginx says when and who where the server does not, and rewrites one more field with an address in it.
-    ours = OURS_DOWN | {b"content-length", b"refresh"}
+    ours = OURS_DOWN | {b"content-length", b"refresh", b"server-timing"}
     ours |= {name for name in (b"date", b"server") if not direct.values(name)}
     if carried:
         # It does not know of these, only of Connection itself.
         ours |= named_in_connection(direct.headers)
     assert sorted(kept(relayed.headers, ours)) == sorted(kept(direct.headers, ours))
+    # Ours is a field of its own behind the server's.
+    *timings, our_timing = relayed.values(b"server-timing")
+    assert timings == direct.values(b"server-timing")
+    assert our_timing.startswith(b"auth;dur=")
     assert relayed.values(b"via")[-1].endswith(b"1.1 zenzefi-proxy")
     assert len(relayed.values(b"x-request-id")) == 1
     lengths = direct.values(b"content-length")

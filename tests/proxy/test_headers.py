@@ -142,6 +142,7 @@ def test_nothing_is_added_that_the_client_did_not_send(live, upstream, issue):
         "forwarded",
         "via",
         "x-request-id",
+        "traceparent",
         "x-user-id",
         "x-token-id",
     }

@@ -115,7 +115,31 @@ def test_a_refusal_is_an_ordinary_answer(live, upstream, issue, token, device, p
     assert response.status_code == status
     assert response.headers["x-zenzefi-error"] == code
     assert json.loads(response.body)["code"] == code
+    assert json.loads(response.body)["request_id"] == response.headers["x-request-id"]
     assert_untouched(upstream, good, restricted)
+
+
+@pytest.mark.parametrize("sent", ["chosen-by-the-client_1", None, "bad id!", "short"])
+def test_every_answer_to_a_handshake_has_one_request_id(live, upstream, issue, sent):
+    issued = issue()
+    headers = {} if sent is None else {"X-Request-ID": sent}
+    found = []
+    with open_socket(live, issued.secret, headers=headers) as peer:
+        hello = upstream.requests[0].header("x-request-id")
+        assert peer.response is not None
+        found.append(peer.response.headers.get_all("x-request-id"))
+        assert hello == [found[0][0].encode()]
+    for options in ({"device": "short"}, {"path": "json"}, {"path": "%2e%2e", "headers": {**headers, "Host": "a b"}}):
+        with pytest.raises(InvalidStatus) as refused:
+            open_socket(live, issued.secret, **{"headers": headers, **options})
+        found.append(refused.value.response.headers.get_all("x-request-id"))
+
+    assert all(len(ids) == 1 and len(ids[0]) >= 8 for ids in found)
+    if sent == "chosen-by-the-client_1":
+        assert found[:3] == [[sent]] * 3
+    else:
+        assert [sent] not in found
+        assert len({ids[0] for ids in found}) == len(found)
 
 
 def test_a_refusal_of_the_upstream_is_502(live, issue):

@@ -49,6 +49,13 @@ def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
     return event
 
 
+class MessageFormatter(logging.Formatter):
+    """Formats records whose message is the whole line, as those of the access log are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(record.getMessage())
+
+
 class LineFormatter(structlog.stdlib.ProcessorFormatter):
     """Formats records of the standard library and of structlog alike."""
 

@@ -324,7 +324,7 @@ GATEWAY: dict[str, Any] = {
     "probe_rise": env.integer("GATEWAY_PROBE_RISE", 2, minimum=1),
     "probe_fall": env.integer("GATEWAY_PROBE_FALL", 3, minimum=1),
     "shutdown_grace": env.seconds("GATEWAY_SHUTDOWN_GRACE", "10"),
-    # A line per proxied request in the log. At thousands a second it costs more than the relaying.
+    # A line of JSON per proxied request and WebSocket. At thousands a second it costs more than the relaying.
     "access_log": env.boolean("GATEWAY_ACCESS_LOG", False),
 }
 # What a carrier in front proves itself with, and where its log is received; without a secret there is no edge mode.
@@ -462,6 +462,7 @@ CORS_EXPOSE_HEADERS = [
     "RateLimit",
     "RateLimit-Policy",
     "Retry-After",
+    "Server-Timing",
     "X-Request-ID",
     "X-Zenzefi-Error",
 ]
@@ -480,16 +481,22 @@ LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "filters": {"request_id": {"()": "zenzefi.lib.logging.RequestIDFilter"}},
-    "formatters": {"line": {"()": "zenzefi.lib.logging.LineFormatter"}},
+    "formatters": {
+        "line": {"()": "zenzefi.lib.logging.LineFormatter"},
+        "message": {"()": "zenzefi.lib.logging.MessageFormatter"},
+    },
     "handlers": {
         "stderr": {
             "class": "logging.StreamHandler",
             "formatter": "line",
             "filters": ["request_id"],
-        }
+        },
+        "access": {"class": "logging.StreamHandler", "formatter": "message"},
     },
     "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
     "loggers": {
+        # The gateway's, one JSON object a line whatever the form of the others. GATEWAY_ACCESS_LOG alone switches it.
+        "proxy.access": {"handlers": ["access"], "level": "INFO", "propagate": False},
         # A 4xx is the caller's affair and is in the access log; Django would warn for each.
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
