@@ -175,11 +175,19 @@ def load_table(loads: Sequence[Load], references: Sequence[str]) -> str:
     return table([*head, *(f"of {front}" for front in references)], lines)
 
 
-def load_line(one: Load) -> str:
-    where = Row([one]).where
+def kinds_of_errors(loads: Sequence[Load]) -> str:
+    wrk = [one.wrk for one in loads]
     return (
-        f"{one.front}, {where}: {one.answers_per_second:.0f} requests/s, "
-        f"{one.wrk.bytes_per_second / 1e6:.0f} MB/s, {one.wrk.errors} errors"
+        f"{sum(one.bad_statuses for one in wrk)} bad statuses, "
+        f"{sum(one.socket_errors for one in wrk)} of sockets, {sum(one.timeouts for one in wrk)} timeouts"
+    )
+
+
+def load_line(one: Load) -> str:
+    errors = kinds_of_errors([one]) if one.wrk.errors else "no errors"
+    return (
+        f"{one.front}, {Row([one]).where}: {one.answers_per_second:.0f} requests/s, "
+        f"{one.wrk.bytes_per_second / 1e6:.0f} MB/s, {errors}"
     )
 
 
@@ -255,12 +263,7 @@ def error_findings(loads: Sequence[Load], *, fronts: Sequence[str]) -> list[Find
             findings.append(Finding(text, not errors))
     for row in rows:
         if row.errors:
-            wrk = [one.wrk for one in row.loads]
-            kinds = (
-                f"{sum(one.bad_statuses for one in wrk)} bad statuses, "
-                f"{sum(one.socket_errors for one in wrk)} of sockets, {sum(one.timeouts for one in wrk)} timeouts"
-            )
-            findings.append(Finding(f"{row.front}: {kinds} at {row.where} (goal: none)", False))
+            findings.append(Finding(f"{row.front}: {kinds_of_errors(row.loads)} at {row.where} (goal: none)", False))
     return findings
 
 

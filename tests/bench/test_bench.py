@@ -24,6 +24,7 @@ from tests.bench.report import (
     error_findings,
     history_findings,
     latency_findings,
+    load_line,
     load_table,
     ratio,
     ratio_findings,
@@ -210,6 +211,13 @@ def test_errors_at_many_connections_are_a_goal_and_elsewhere_a_miss() -> None:
     assert "7 errors in 1000 requests" in found[0].text
     assert "0 bad statuses, 0 of sockets, 7 timeouts" in found[1].text
     assert "2 bad statuses, 1 of sockets, 0 timeouts" in found[2].text
+
+
+def test_progress_tells_the_kinds_of_errors() -> None:
+    assert load_line(_load("ours", 1000)) == (
+        "ours, 250 B, 32 connections, 1 worker: 1000 requests/s, 0 MB/s, no errors"
+    )
+    assert load_line(_load("ours", 1000, errors=(1, 2, 3))).endswith("3 bad statuses, 1 of sockets, 2 timeouts")
 
 
 def test_loads_that_goals_hang_on_have_rounds() -> None:
