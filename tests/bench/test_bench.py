@@ -249,10 +249,8 @@ def test_each_turn_begins_with_another_front() -> None:
 
 
 def test_whole_bench_takes_less_than_it_says() -> None:
-    """With another front that needs a gateway of its own."""
     options = read_options([])
     assert options.only == ["load", "latency", "transfer", "purchases", "growth"]
-    options.fronts = [*options.fronts, "another"]
     assert estimated_minutes(options) < 25
 
 

@@ -78,6 +78,10 @@ OUTCOMES = {
     "idle",
     "broken_off",
     "error",
+    # Of a carrier's lines.
+    "counted",
+    "unanswered",
+    "malformed",
 }
 #: Every label of the gateway's figures and all that it can say.
 LABELS = {
