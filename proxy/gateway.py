@@ -512,6 +512,12 @@ class Gateway:
                 await send(_EMPTY_END)
                 code = "preflight"
                 return
+            if found.max_forwards and self._is_for_us(found, method):
+                headers = [*RELAY_ALLOWS, (b"content-length", b"0"), (b"x-request-id", request_id)]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send(_EMPTY_END)
+                code = "options"
+                return
             if below in (b"status", b"status/"):
                 code = "status"
                 await self._status(method, found, request_id, send)
@@ -593,6 +599,17 @@ class Gateway:
                 self.access_log.relayed(exchange, relay, outcome, request_id, trace[tracing.TRACE_ID])
             self.leave(exchange)
             self.metrics.relayed(outcome, exchange, relay.first_byte, started, relay.overhead)
+
+    @staticmethod
+    def _is_for_us(found: Incoming, method: str) -> bool:
+        """RFC 9110 §7.6.2: whether an OPTIONS has no hop left. Otherwise it loses one, and other methods ignore it."""
+        left = found.max_forwards
+        if method == "OPTIONS" and left.isdigit() and len(left) < 10:
+            if int(left) == 0:
+                return True
+            left = b"%d" % (int(left) - 1)
+        found.lines.append(b"max-forwards: %b\r\n" % left)
+        return False
 
     async def refuse(
         self,

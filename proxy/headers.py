@@ -56,7 +56,8 @@ PUBLIC_PREFIX = "/api/v1/proxy"
     _OVERRIDE,
     _TRACEPARENT,
     _TRACESTATE,
-) = range(30)
+    _MAX_FORWARDS,
+) = range(31)
 
 _SPECIAL = {
     b"x-access-token": _TOKEN,
@@ -86,6 +87,7 @@ _SPECIAL = {
     b"x-zenzefi-edge-failed": _EDGE_FAILED,
     b"traceparent": _TRACEPARENT,
     b"tracestate": _TRACESTATE,
+    b"max-forwards": _MAX_FORWARDS,
 }
 _HOP_BY_HOP = frozenset(
     {
@@ -165,6 +167,8 @@ class Incoming:
     tokens = device_seen = hosts = lengths = codings = traceparents = 0
     length: int | None = None
     chunked = expects_continue = False
+    #: Of ``Max-Forwards``, which is no line yet: for OPTIONS it counts.
+    max_forwards = b""
     #: Something was left out of the lines that only we know to leave out.
     cleansed = False
     #: Methods that the server might act on instead of the request's own.
@@ -275,6 +279,9 @@ def read_request(headers: RawHeaders, http_version: str) -> Incoming:
         elif kind == _OVERRIDE:
             found.overrides = (*found.overrides, value)
             lines.append(b"%b: %b\r\n" % (name, value))
+        elif kind == _MAX_FORWARDS:
+            found.max_forwards = value.strip(b" \t")
+            found.cleansed = True
         elif kind == _TRACEPARENT:
             found.traceparent = value.strip(b" \t")
             found.traceparents += 1

@@ -352,3 +352,31 @@ def test_a_status_of_the_upstream_passes_as_it_is(live, issue):
             answer = client.get(f"status/{status}")
             assert answer.status_code == status
             assert "x-zenzefi-error" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "said", "passed"),
+    [
+        ("OPTIONS", "1", ["0"]),
+        ("OPTIONS", "010", ["9"]),
+        ("OPTIONS", "many", ["many"]),
+        ("GET", "0", ["0"]),
+        ("GET", "5", ["5"]),
+    ],
+)
+def test_max_forwards_counts_for_options_alone(live, upstream, issue, method, said, passed):
+    status, _, _ = send(live, issue(), method=method, extra=f"Max-Forwards: {said}\r\n".encode())
+    assert status == 200
+    assert received(upstream)["max-forwards"] == passed
+
+
+@pytest.mark.parametrize("said", ["0", "00", " 0 "])
+def test_options_without_a_hop_left_ends_here(live, upstream, issue, said):
+    """RFC 9110 §7.6.2; it needs no token, as it tells nothing."""
+    for token in (issue().secret, None):
+        with live.raw() as peer:
+            peer.sendall(request_bytes("x", token, method="OPTIONS", extra=f"Max-Forwards: {said}\r\n".encode()))
+            status, headers, body = read_response(peer)
+        assert (status, body) == (200, b"")
+        assert headers["allow"] == ["GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"]
+    assert upstream.requests == []

@@ -72,6 +72,7 @@ OUTCOMES = {
     "5xx",
     "status",
     "preflight",
+    "options",
     "handed_over",
     "let_through",
     "client_gone",
