@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from django.conf import settings
 
 #: Seconds that a tombstone and a generation outlive the change: far longer than any fill that is under way.
@@ -28,6 +30,11 @@ def credential(digest: str) -> str:
 
 def generation(digest: str) -> str:
     return f"{prefix()}gen:{digest}"
+
+
+def swept(digest: str, changed_at: datetime) -> str:
+    """There once the sweep has evicted a credential for this change of it."""
+    return f"{prefix()}swept:{digest}:{changed_at.timestamp():.6f}"
 
 
 def gate() -> str:

@@ -74,19 +74,41 @@ def release_claim(*, token_id: uuid.UUID, device_id: str = "") -> None:
 
 
 def evict_recent_changes(*, since: timedelta) -> int:
-    """Evict again what changed lately, in case the eviction at commit did not reach Redis.
+    """Evict what changed lately, once for each change, in case the eviction at commit did not reach Redis.
+
+    That it was done is noted in Redis, after it was done: one that comes back with what it knew before does not know
+    of that either. Returns how many were evicted.
 
     Raises :class:`redis.exceptions.RedisError`; the next run makes up for it.
     """
     moment = clock.now() - since
-    changed = tokens_selectors.changed_since(moment)
-    evict_credentials(digests=[row.digest for row in changed if row.revoked], revoked=True)
-    again = [row.digest for row in changed if not row.revoked]
-    users = get_user_model()._default_manager.filter(updated_at__gte=moment).values_list("pk", flat=True)
-    for user_id in users:
-        again += [digest for _token_id, digest in tokens_selectors.digests_of_user(user_id)]
-    again += TokenLimits.objects.filter(updated_at__gte=moment).values_list("token__digest", flat=True)
-    return evict_credentials(digests=again, revoked=False) + len(changed)
+    changes = [(row.digest, row.changed_at, row.revoked) for row in tokens_selectors.changed_since(moment)]
+    users = get_user_model()._default_manager.filter(updated_at__gte=moment).values_list("pk", "updated_at")
+    for user_id, updated_at in users:
+        changes += [(digest, updated_at, False) for _token_id, digest in tokens_selectors.digests_of_user(user_id)]
+    limits = TokenLimits.objects.filter(updated_at__gte=moment).values_list("token__digest", "updated_at")
+    changes += [(digest, updated_at, False) for digest, updated_at in limits]
+    evicted = 0
+    for start in range(0, len(changes), _EVICT_AT_ONCE):
+        evicted += _evict_once(changes[start : start + _EVICT_AT_ONCE], remember=since * 2)
+    return evicted
+
+
+def _evict_once(changes: Sequence[tuple[str, datetime, bool]], *, remember: timedelta) -> int:
+    client: Any = redis_client.client()
+    notes = [keys.swept(digest, changed_at) for digest, changed_at, _revoked in changes]
+    due = [
+        (note, digest, revoked)
+        for note, known, (digest, _changed_at, revoked) in zip(notes, client.mget(notes), changes, strict=True)
+        if known is None
+    ]
+    evict_credentials(digests=[digest for _note, digest, revoked in due if revoked], revoked=True)
+    evict_credentials(digests=[digest for _note, digest, revoked in due if not revoked], revoked=False)
+    pipeline = client.pipeline(transaction=False)
+    for note, _digest, _revoked in due:
+        pipeline.set(note, 1, ex=remember)
+    pipeline.execute()
+    return len(due)
 
 
 def store_pending_activations(*, older_than: timedelta) -> int:

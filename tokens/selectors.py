@@ -122,6 +122,7 @@ class ChangedCredential:
     token_id: uuid.UUID
     digest: str
     revoked: bool
+    changed_at: datetime
 
 
 def digests_of_user(user_id: uuid.UUID) -> list[tuple[uuid.UUID, str]]:
@@ -149,14 +150,15 @@ def changed_since(moment: datetime) -> list[ChangedCredential]:
     last call, so that a slow commit is not missed.
     """
     changed = [
-        ChangedCredential(token_id, digest, revoked_at is not None)
-        for token_id, digest, revoked_at in AccessToken.objects.filter(changed_at__gte=moment)
+        ChangedCredential(token_id, digest, revoked_at is not None, changed_at)
+        for token_id, digest, revoked_at, changed_at in AccessToken.objects.filter(changed_at__gte=moment)
         .order_by("changed_at")
-        .values_list("id", "digest", "revoked_at")
+        .values_list("id", "digest", "revoked_at", "changed_at")
     ]
     rotated = RotatedDigest.objects.filter(rotated_at__gte=moment).order_by("rotated_at")
     changed += [
-        ChangedCredential(token_id, digest, False) for token_id, digest in rotated.values_list("token", "digest")
+        ChangedCredential(token_id, digest, False, rotated_at)
+        for token_id, digest, rotated_at in rotated.values_list("token", "digest", "rotated_at")
     ]
     return changed
 

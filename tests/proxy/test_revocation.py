@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -197,6 +198,47 @@ def test_the_sweep_looks_back_as_far_as_the_cache_remembers(live, issue):
 
         assert tasks.re_evict_recent() >= 1
 
+        assert_refused(client.get("json"), 401, "token_revoked")
+
+
+def test_the_sweep_evicts_once_for_each_change(live, issue):
+    """Else every token would be looked up again and again for minutes after it was bought."""
+    issued = issue()
+    span = timedelta(minutes=1)
+    assert services.evict_recent_changes(since=span) >= 1
+    assert services.evict_recent_changes(since=span) == 0
+    with live.client(issued.secret) as client:
+        assert client.get("json").status_code == 200
+        asked = live.gateway.validator.answered["postgresql"]
+        services.evict_recent_changes(since=span)
+        assert client.get("json").status_code == 200
+        # The first use was a change as well.
+        services.evict_recent_changes(since=span)
+        assert client.get("json").status_code == 200
+        assert live.gateway.validator.answered["postgresql"] <= asked + 1
+        AccessToken.objects.filter(pk=issued.token.pk).update(revoked_at=clock.now(), changed_at=clock.now())
+        assert services.evict_recent_changes(since=span) == 1
+        assert_refused(client.get("json"), 401, "token_revoked")
+
+
+def test_a_redis_that_forgot_the_eviction_forgot_that_it_was_done(live, issue):
+    issued = issue()
+    span = timedelta(minutes=1)
+    key = keys.credential(issued.token.digest)
+    redis_server = redis_client.client()
+    with live.client(issued.secret) as client:
+        assert client.get("json").status_code == 200
+        services.evict_recent_changes(since=span)
+        assert client.get("json").status_code == 200
+        known: Any = redis_server.hgetall(key)
+        AccessToken.objects.filter(pk=issued.token.pk).update(revoked_at=clock.now(), changed_at=clock.now())
+        before = set(redis_server.keys(f"{keys.prefix()}*"))
+        assert services.evict_recent_changes(since=span) == 1
+        # As a snapshot from before had it.
+        redis_server.delete(key, *(set(redis_server.keys(f"{keys.prefix()}*")) - before))
+        redis_server.hset(key, mapping=known)
+        assert client.get("json").status_code == 200
+        assert services.evict_recent_changes(since=span) == 1
         assert_refused(client.get("json"), 401, "token_revoked")
 
 

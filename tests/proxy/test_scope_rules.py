@@ -138,7 +138,7 @@ def test_a_token_that_changes_its_scope_loses_its_streams(live, issue):
 
         type(issued.token).objects.filter(pk=issued.token.pk).update(scope_id="certificates_only")
         started = time.monotonic()
-        credentials_changed.send(sender=None, digests=[issued.token.digest], revoked=False)
+        credentials_changed.send(sender=None, digests=[issued.token.digest], token_ids=[issued.token.pk], revoked=False)
         with pytest.raises(httpx.RemoteProtocolError):
             for _ in pieces:
                 pass

@@ -89,8 +89,9 @@ def tail(log: Path, lines: int = 8) -> str:
 
 
 def named(*names: str) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] in names and process.status() != psutil.STATUS_ZOMBIE:
+    # The status is asked for along with the name: a process may end at any moment.
+    for process in psutil.process_iter(["name", "status"]):
+        if process.info["name"] in names and process.info["status"] != psutil.STATUS_ZOMBIE:
             yield process
 
 
