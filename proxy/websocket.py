@@ -22,7 +22,6 @@ from proxy import answers, timing, tracing
 from proxy.exceptions import MalformedRequest, Refused
 from proxy.headers import Incoming, is_request_id, read_request
 from proxy.streams import CLIENT_GONE, STREAMING, Exchange
-from proxy.upstream_protocol import UpstreamInvalid
 
 if TYPE_CHECKING:
     from proxy.gateway import Gateway
@@ -225,6 +224,7 @@ async def _connect(
             pool.answered(exchange, exc.status)
             raise Refused("upstream_refused") from None
         except aiohttp.ClientResponseError as exc:
+            # Its whole text has the request's address, which goes neither into a log nor to staff; this is the server's.
             logger.warning("Upstream %s sent an invalid answer to a handshake: %s", target.url, exc.message)
             pool.failed(exchange, f"sent an invalid answer: {exc.message}")
             raise Refused("upstream_invalid") from None
@@ -238,11 +238,8 @@ async def _connect(
             pool.failed(exchange, "did not answer a handshake in time")
             raise Refused("upstream_timeout") from None
         except (aiohttp.ClientError, OSError) as exc:
+            pool.connecting_failed(exchange, exc)
             never, failure = target, exc
-            if isinstance(exc, aiohttp.ClientResponseError):
-                # Its text has the whole address and all that was sent, which goes neither into a log nor to staff.
-                failure = UpstreamInvalid("sent no HTTP answer to a handshake")
-            pool.connecting_failed(exchange, failure)
         else:
             course.first_byte = monotonic()
             pool.answered(exchange, 101)

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,13 +42,23 @@ def nginx_program() -> str:
 class Carrier:
     """nginx with the shipped configuration; only addresses, accounts and folders are the test's own."""
 
-    def __init__(self, directory: Path, *, gateway_port: int, workers: int = 1, debug: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        gateway_port: int,
+        workers: int = 1,
+        debug: bool = False,
+        edge_config: Callable[[str], object] | None = None,
+    ) -> None:
+        """``edge_config`` runs that command elsewhere than in this process."""
         self.directory = directory
         self.port = unused_port()
         self._gateway_port = gateway_port
         self._workers = workers
         self._process: subprocess.Popen[bytes] | None = None
         self._error_level = "debug" if debug else "warn"
+        self._edge_config = edge_config or _edge_config
 
     @property
     def url(self) -> str:
@@ -90,8 +100,7 @@ class Carrier:
         self.write_servers()
 
     def write_servers(self) -> None:
-        with Path(os.devnull).open("w") as nowhere:
-            call_command("edge_config", str(self.configuration), stdout=nowhere)
+        self._edge_config(str(self.configuration))
 
     @staticmethod
     def _replace(path: Path, *changes: tuple[str, str]) -> None:
@@ -143,6 +152,11 @@ class Carrier:
 
     def raw(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+
+def _edge_config(directory: str) -> None:
+    with Path(os.devnull).open("w") as nowhere:
+        call_command("edge_config", directory, stdout=nowhere)
 
 
 @contextlib.contextmanager
