@@ -224,7 +224,7 @@ async def _connect(
             pool.answered(exchange, exc.status)
             raise Refused("upstream_refused") from None
         except aiohttp.ClientResponseError as exc:
-            # Its whole text has the request's address, which goes neither into a log nor to staff; this is the server's.
+            # Its whole text has the request's address, which goes neither into a log nor to staff; the message has not.
             logger.warning("Upstream %s sent an invalid answer to a handshake: %s", target.url, exc.message)
             pool.failed(exchange, f"sent an invalid answer: {exc.message}")
             raise Refused("upstream_invalid") from None
