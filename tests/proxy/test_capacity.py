@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -91,6 +93,10 @@ def test_a_thousand_connections_of_which_half_are_idle_streams(settings, transac
             assert upstream.now == STREAMS
             await asyncio.gather(*(ask("slow?seconds=4", 1) for _ in range(REQUESTS)))
             await asyncio.gather(*(ask("json", 3) for _ in range(REQUESTS)))
+            # What is given back is told without waiting for it.
+            deadline = time.monotonic() + 5
+            while leases() != STREAMS and time.monotonic() < deadline:  # noqa: ASYNC110 - Redis has no event for it
+                await asyncio.sleep(0.05)
             assert leases() == STREAMS
             assert not any(stream.content.at_eof() or stream.closed for stream in streams)
             for stream in streams:
@@ -240,3 +246,26 @@ def validations(server: Any) -> dict[str, float]:
     text = httpx.get(f"{server.url}/metrics", trust_env=False).text
     found = re.findall(r'^zenzefi_proxy_validations_total\{layer="(\w+)"\} (\S+)$', text, re.MULTILINE)
     return {"redis": 0.0, "postgresql": 0.0, "fallback": 0.0} | {layer: float(count) for layer, count in found}
+
+
+def test_those_who_wait_are_let_in_together(live):
+    """A loop that is busy has few turns; whoever got in one by one would wait for seconds behind a thousand others."""
+    waiting: list[socket.socket] = []
+
+    async def turns(count: int) -> int:
+        for _ in range(count):
+            await asyncio.sleep(0)
+        assert live._server is not None
+        return len(live._server.server_state.connections)
+
+    async def busy() -> None:
+        time.sleep(0.5)  # noqa: ASYNC251 - nothing else may run meanwhile
+
+    with contextlib.ExitStack() as stack:
+        blocked = asyncio.run_coroutine_threadsafe(busy(), live.loop)
+        for _ in range(100):
+            waiting.append(stack.enter_context(live.raw()))
+        blocked.result(5)
+        assert live.run(turns(10)) >= 90
+    for peer in waiting:
+        peer.close()

@@ -290,19 +290,25 @@ def test_stopping_lets_finish_cuts_and_counts(gunicorn, upstream, issue):
 
     stopped = time.monotonic()
     gunicorn.process.terminate()
-    waiting = list(probes)
-    while waiting:
+    # Half of them ask all the time: the answer of one that was under way says that it is the last, and may have been
+    # made before the worker stopped being ready. The others ask again when the signal has certainly come.
+    waiting, rested = probes[:2], probes[2:]
+    while waiting or rested:
+        if rested and time.monotonic() - stopped > 0.15:
+            waiting, rested = waiting + rested, []
         for peer in waiting:
             peer.sendall(probe)
         for peer in list(waiting):
             status, headers, body = read_response(peer)
-            # A signal takes its time; the first answer after it is the connection's last and says so.
-            assert (status, headers.get("connection")) in [(200, None), (503, ["close"])]
-            if status == 503:
-                assert b"draining" in body
+            last = (status, headers.get("connection"))
+            assert last in [(200, None), (200, ["close"]), (503, ["close"])]
+            if last != (200, None):
+                assert status == 503 or peer in probes[:2]
+                assert status == 200 or b"draining" in body
                 assert peer.recv(1) == b""
                 peer.close()
                 waiting.remove(peer)
+        time.sleep(0.005)
         assert time.monotonic() - stopped < 2
     wait_until(gunicorn.refuses, seconds=1, what="an end of new connections")
     assert gunicorn.process.wait(GRACE + BOUND) == 0
@@ -326,5 +332,6 @@ def test_stopping_lets_finish_cuts_and_counts(gunicorn, upstream, issue):
         session = issued.token.sessions.get()
         assert (session.requests, session.bytes_out) == (1, len(received[name])), name
     session = sockets.token.sessions.get()
-    assert session.bytes_in == session.bytes_out
+    # The last message may have been cut off on its way back.
+    assert session.bytes_in - session.bytes_out in (0, 4)
     assert 4 * len(beats) <= session.bytes_out <= 4 * (len(beats) + 1)
