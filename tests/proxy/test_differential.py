@@ -301,6 +301,23 @@ def exchange(wire: Wire, case: Case, request: bytes) -> Got:
     return wire.read(case.method)
 
 
+def ask_directly(mirror: Mirror, case: Case, key: bytes) -> Got:
+    """Have the upstream answer as the case says, and ask it without anything between."""
+    if case.close:
+
+        async def answer_and_close(peer):
+            await peer.send(case.answer)
+            return False
+
+        mirror.answers[key.decode()] = answer_and_close
+    else:
+        mirror.answers[key.decode()] = case.answer
+    mirror.clear()
+    with Wire(mirror.port) as wire:
+        line = b"%b /%b%b HTTP/1.1\r\nHost: gw.test\r\n%b\r\n%b"
+        return exchange(wire, case, line % (case.method, key, case.target, case.headers, case.body))
+
+
 def named_in_connection(headers: Headers) -> set[bytes]:
     values = b",".join(value for name, value in headers if name.lower() == b"connection")
     return {option.strip().lower() for option in values.split(b",")}
@@ -388,19 +405,7 @@ def compare_answers(case: Case, direct: Got, relayed: Got) -> None:
 def test_only_what_is_documented_differs(served, mirror: Mirror, number: int) -> None:
     case = CASES[number]
     key = b"case%d" % number
-    if case.close:
-
-        async def answer_and_close(peer):
-            await peer.send(case.answer)
-            return False
-
-        mirror.answers[key.decode()] = answer_and_close
-    else:
-        mirror.answers[key.decode()] = case.answer
-    mirror.clear()
-    with Wire(mirror.port) as wire:
-        line = b"%b /%b%b HTTP/1.1\r\nHost: gw.test\r\n%b\r\n%b"
-        direct = exchange(wire, case, line % (case.method, key, case.target, case.headers, case.body))
+    direct = ask_directly(mirror, case, key)
     with served.wire() as wire:
         request = served.request(key + case.target, case.headers, case.body, method=case.method)
         relayed = exchange(wire, case, request)

