@@ -76,8 +76,8 @@ def test_a_customer_is_served_and_metered(edge):
         assert client.get("status").json()["status"] == "active"
         wait_until(lambda: _usage(client)["requests"] == 5, seconds=10, what="five requests in the usage")
         assert _usage(client)["bytes_out"] == expected
-        # All but the first, which started the clock.
-        wait_until(lambda: _handed_over(stack) == before + 4, seconds=5, what="four requests handed over")
+        # All but the first, which started the clock. Those of another test may be told late.
+        wait_until(lambda: _handed_over(stack) >= before + 4, seconds=10, what="four requests handed over")
         customer.http.delete(f"/api/v1/tokens/{bought['id']}")
         refused = client.get("bytes/1")
         assert (refused.status_code, refused.headers["x-zenzefi-error"]) == (401, "token_revoked")

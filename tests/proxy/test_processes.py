@@ -143,7 +143,7 @@ def until_due(server):
         until = client.hget(keys.upstream(target.id), "until")
         return until is not None and seconds * 1000 + microseconds / 1000 > int(until)
 
-    wait_until(due, what="the end of the back-off")
+    wait_until(due, seconds=15, what="the end of the back-off")
     # The workers reckon from when they heard of it.
     time.sleep(0.1)
 

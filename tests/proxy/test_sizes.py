@@ -65,10 +65,10 @@ def test_a_head_behind_another_request_is_measured_as_well(served, mirror):
     with served.wire(timeout=5) as wire:
         body = b"b" * 100
         second = head % (served.credentials, b"v" * HEAD)
-        wire.send(served.request(b"x", b"Content-Length: 100\r\n", body, method=b"POST") + second)
+        wire.send(served.request(b"before-it", b"Content-Length: 100\r\n", body, method=b"POST") + second)
         assert wire.read().status == 200
         assert b"ok" not in wire.rest()
-    assert [seen.target for seen in mirror.seen] == [b"/x"]
+    assert [seen.target for seen in mirror.seen] == [b"/before-it"]
 
 
 def test_a_requests_fields(served, mirror):
