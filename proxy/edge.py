@@ -14,7 +14,6 @@ import hmac
 from time import monotonic, time
 
 from proxy import tracing
-from proxy.exceptions import Refused
 from proxy.headers import Incoming, drop_named_in_connection, is_device_id
 from proxy.limits import NONE
 from proxy.pool import Target
@@ -140,7 +139,6 @@ def may_be_carried(found: Incoming, method: str, decision: Decision) -> bool:
     return decision.expires - time() * 1000 > END_MARGIN_MS
 
 
-def refuse_failed(code: str, method: str) -> None:
-    """Raise :class:`Refused` for a request that a carrier failed with, unless it is to be sent again."""
-    if code == "upstream_timeout" or method not in CARRIED:
-        raise Refused(code)
+def may_be_sent_again(failure: str, method: str) -> bool:
+    """Whether we try what a carrier failed with. What had no answer in time has waited long enough."""
+    return failure != "upstream_timeout" and method in CARRIED

@@ -28,7 +28,7 @@ from proxy import answers, breaker, keys, metering, selectors, targets, timing, 
 from proxy.access_log import AccessLog
 from proxy.cors import Cors
 from proxy.database import Database, DatabaseAway
-from proxy.edge import Edge, may_be_carried, refuse_failed
+from proxy.edge import Edge, may_be_carried, may_be_sent_again
 from proxy.exceptions import MalformedAnswer, MalformedRequest, Refused
 from proxy.gate import Gate
 from proxy.headers import (
@@ -535,7 +535,10 @@ class Gateway:
                 digest, decision = await self.admit(found, below, method, address, mode=mode)
                 if failure:
                     self.upstream.suspect(failed)
-                    refuse_failed(failure, method)
+                    if not may_be_sent_again(failure, method):
+                        # It was counted when it was handed over, and no server has answered it.
+                        self.validator.give_back_request(decision.token_id, decision.limits)
+                        raise Refused(failure)
                 elif may_be_carried(found, method, decision) and (
                     target := self.upstream.hand_over(decision.scope, carriers)
                 ):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,9 +14,8 @@ import httpx
 from tests.bench.gateway import Gateway
 from tests.bench.nginx import SMALL_SIZE, Front, nginx_program
 from tests.bench.processes import REPOSITORY, BenchError, family_of, running
+from tests.shipped_nginx import put_together
 from tests.upstream import unused_port, wait_until
-
-SHIPPED = REPOSITORY / "deploy" / "nginx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +36,14 @@ def edge_settings() -> EdgeSettings:
 
 
 def _configure(directory: Path, port: int, gateway: Front, workers: int, environment: dict[str, str]) -> None:
-    """Put together what ships and what `manage.py edge_config` writes; only addresses and accounts are ours."""
-    shutil.copytree(SHIPPED, directory)
-    user = "user root;" if os.geteuid() == 0 else ""
-    temporary = "".join(
-        f"    {name}_temp_path {directory}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    """Put together what ships and what `manage.py edge_config` writes."""
+    put_together(
+        directory,
+        listen=f"127.0.0.1:{port}",
+        gateway=gateway.base_url.split("/")[2],
+        workers=workers,
+        log_level="crit",
     )
-    changes = {
-        "nginx.conf": [
-            ("user www-data;", f"{user}\ndaemon off;"),
-            ("worker_processes auto;", f"worker_processes {workers};"),
-            ("pid /run/nginx.pid;", f"pid {directory}/pid;"),
-            ("error_log /var/log/nginx/error.log warn;", f"error_log {directory}/error.log crit;"),
-            ("listen 80 backlog=2048;", f"listen 127.0.0.1:{port} backlog=4096;"),
-            ("keepalive_requests 100000;", "keepalive_requests 1000000000;"),
-            ("http {\n", f"http {{\n{temporary}"),
-        ],
-        "zenzefi/http.conf": [("server 127.0.0.1:8000 ", f"server {gateway.base_url.split('/')[2]} ")],
-    }
-    for name, replacements in changes.items():
-        text = (directory / name).read_text()
-        for old, new in replacements:
-            if text.count(old) != 1:
-                raise BenchError(f"deploy/nginx/{name} has not one {old!r}")
-            text = text.replace(old, new)
-        (directory / name).write_text(text)
     command = [sys.executable, "manage.py", "edge_config", str(directory / "zenzefi")]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,11 +10,10 @@ from pathlib import Path
 import psutil
 
 from tests.bench.processes import BenchError, ProcessList, family_of, running
+from tests.shipped_nginx import nginx_path
 from tests.upstream import unused_port, wait_until
 
 SMALL_SIZE = 250
-# Debian installs nginx where an ordinary user's PATH does not look.
-SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class Front:
 
 
 def nginx_program() -> str:
-    program = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)
+    program = nginx_path()
     if program is None:
         raise BenchError("nginx is missing: install it (Debian: apt-get install nginx-light) and run again.")
     return program

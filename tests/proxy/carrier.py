@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,12 +16,10 @@ from django.core.management import call_command
 
 from proxy.edge_log import EdgeLog
 from tests.proxy.live import DEVICE, LiveGateway
+from tests.shipped_nginx import nginx_path, put_together
 from tests.upstream import unused_port, wait_until
 
-SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
 SECRET = "tests-only-edge-secret-0123456789abcdef"
-# Debian installs nginx where an ordinary user's PATH does not look.
-SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin"
 
 
 def edge_mode() -> dict[str, Any]:
@@ -34,7 +31,7 @@ def edge_mode() -> dict[str, Any]:
 
 
 def nginx_program() -> str:
-    program = shutil.which("nginx") or shutil.which("nginx", path=SYSTEM_FOLDERS)
+    program = nginx_path()
     assert program is not None, "nginx is missing"
     return program
 
@@ -75,40 +72,17 @@ class Carrier:
 
     def write(self) -> None:
         """Put the configuration together, the generated part by the command that operators use."""
-        shutil.copytree(SHIPPED, self.directory, dirs_exist_ok=True)
-        main = self.directory / "nginx.conf"
-        # Run as root, nginx gives its workers to an account that may not enter the test's folder.
-        user = "user root;" if os.geteuid() == 0 else ""
-        temporary = "".join(
-            f"    {name}_temp_path {self.directory}/{name};\n" for name in ("proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        self._replace(
-            main,
-            ("user www-data;", f"{user}\ndaemon off;"),
-            ("worker_processes auto;", f"worker_processes {self._workers};"),
-            ("pid /run/nginx.pid;", f"pid {self.directory}/pid;"),
-            (
-                "error_log /var/log/nginx/error.log warn;",
-                f"error_log {self.directory}/error.log {self._error_level};",
-            ),
-            ("listen 80 backlog=2048;", f"listen 127.0.0.1:{self.port} backlog=2048;"),
-            ("http {\n", f"http {{\n    client_body_temp_path {self.directory}/body;\n{temporary}"),
-        )
-        self._replace(
-            self.configuration / "http.conf", ("server 127.0.0.1:8000 ", f"server 127.0.0.1:{self._gateway_port} ")
+        put_together(
+            self.directory,
+            listen=f"127.0.0.1:{self.port}",
+            gateway=f"127.0.0.1:{self._gateway_port}",
+            workers=self._workers,
+            log_level=self._error_level,
         )
         self.write_servers()
 
     def write_servers(self) -> None:
         self._edge_config(str(self.configuration))
-
-    @staticmethod
-    def _replace(path: Path, *changes: tuple[str, str]) -> None:
-        text = path.read_text()
-        for old, new in changes:
-            assert text.count(old) == 1, f"{path.name} has not one {old!r}"
-            text = text.replace(old, new)
-        path.write_text(text)
 
     def start(self) -> Self:
         (self.directory / "error.log").touch()

@@ -21,20 +21,15 @@ class Answered:
     seconds: float
 
 
-@dataclass(slots=True)
-class Traffic:
-    """Sends one request again and again on several kept connections, from a thread, until it is stopped."""
+@dataclass
+class Clients:
+    """Some connections that send one request again and again, from a thread, until they are stopped."""
 
     port: int
     request: bytes
     connections: int = 8
-    #: Seconds that each connection rests between two requests.
-    pause: float = 0.005
-    answers: list[Answered] = field(default_factory=list)
-    #: Connections that broke or stayed silent.
-    broken: list[str] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _stop: threading.Event = field(default_factory=threading.Event, kw_only=True)
+    _thread: threading.Thread | None = field(default=None, kw_only=True)
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
@@ -44,11 +39,26 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         assert self._thread is not None
-        self._thread.join(30)
+        self._thread.join(40)
         assert not self._thread.is_alive()
 
     async def _run(self) -> None:
         await asyncio.gather(*(self._one() for _ in range(self.connections)))
+
+    async def _one(self) -> None:
+        """What one of them does until it is told to stop."""
+        raise NotImplementedError
+
+
+@dataclass
+class Traffic(Clients):
+    """Counts what it is answered on kept connections."""
+
+    #: Seconds that each connection rests between two requests.
+    pause: float = 0.005
+    answers: list[Answered] = field(default_factory=list)
+    #: Connections that broke or stayed silent.
+    broken: list[str] = field(default_factory=list)
 
     async def _one(self) -> None:
         writer = None

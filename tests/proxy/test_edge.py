@@ -534,14 +534,18 @@ def test_a_dead_server_is_noticed_and_another_asked(two, tmp_path, issue, allow)
         assert len(seen) > 10
 
 
-def test_a_server_that_hangs_is_a_timeout(settings, transactional_db, tmp_path, issue):
+def test_a_server_that_hangs_is_a_timeout(settings, transactional_db, tmp_path, issue, allow):
     settings.GATEWAY = {**settings.GATEWAY, "first_byte_timeout": 0.5, "idle_timeout": 0.5}
     with RawUpstream([ReadHead(), Wait(30)]) as server:
         settings.ZENZEFI_TARGET_URLS = [server.url]
         with LiveGateway().running() as live, edge_log(live), quiet(tmp_path, live) as edge:
             seen = watch(live)
-            with edge.client(issue(active_for=RUNNING).secret) as client:
+            issued = issue(active_for=RUNNING)
+            allow(issued, requests_per_day=10)
+            admitted = keys.day_usage(issued.token.pk, day_number(clock.now()))
+            with edge.client(issued.secret) as client:
                 assert_refused(client.get("x"), 504, "upstream_timeout")
+                wait_until(lambda: redis_client.client().hget(admitted, "admitted") == b"0", what="what is given back")
                 # The gateway looks for itself before it hands anything over again.
                 assert_refused(client.get("x"), 504, "upstream_timeout")
             assert len(seen) == 1

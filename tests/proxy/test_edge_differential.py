@@ -93,7 +93,7 @@ def compare_requests(direct: Seen, relayed: Seen) -> None:
     ours = OURS_UPSTREAM | {b"content-length"}
     connections = direct.values(b"connection")
     if len(connections) > 1:
-        # Of several fields nginx before 1.23 sees one.
+        # Of several fields nginx 1.22 sees the first.
         ours |= {name.strip().lower() for value in connections for name in value.split(b",")}
     # Without these nginx would let pass what one server reads as another name.
     sent = [(name, value) for name, value in kept(direct.headers, ours) if PLAIN_NAME.fullmatch(name)]

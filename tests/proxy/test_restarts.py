@@ -23,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 
 from proxy import services
 from tests.proxy.live import DEVICE, read_response, request_bytes
+from tests.proxy.steady import Clients
 from tests.proxy.test_websocket import open_socket
 from tests.upstream import unused_port, wait_until
 
@@ -125,7 +126,7 @@ def gunicorn(settings, upstream, transactional_db) -> Iterator[Gunicorn]:
 
 
 @dataclass
-class Load:
+class Load(Clients):
     """Requests on kept connections, one after the other on each, by a client that knows RFC 9112.
 
     It opens a new connection after an answer with ``Connection: close``. A GET whose kept connection ended before any
@@ -133,30 +134,12 @@ class Load:
     ``failed``.
     """
 
-    port: int
-    request: bytes
     connections: int = 16
     answered: Counter[int] = field(default_factory=Counter)
     closed: int = 0
     repeated: int = 0
     failed: list[str] = field(default_factory=list)
     longest: float = 0.0
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        assert self._thread is not None
-        self._thread.join(40)
-        assert not self._thread.is_alive()
-
-    async def _run(self) -> None:
-        await asyncio.gather(*(self._one() for _ in range(self.connections)))
 
     async def _one(self) -> None:
         link: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
