@@ -437,7 +437,7 @@ def test_missing_program_is_named(tmp_path: Path, missing: str) -> None:
         program = tmp_path / present
         program.write_text("#!/bin/sh\nexit 1\n")
         program.chmod(0o755)
-    script = f"import sys, tests.bench.nginx as nginx; nginx.SYSTEM_FOLDERS = {str(tmp_path)!r}\n"
+    script = f"import sys, tests.shipped_nginx as nginx; nginx.SYSTEM_FOLDERS = {str(tmp_path)!r}\n"
     # Debian keeps nginx in /usr/sbin, where the bench looks even if PATH does not; here it must find nothing.
     script += "from tests.bench.__main__ import main\n"
     script += "sys.exit(main(['--without-gateway', '--only=load', '--seconds=1']))"
