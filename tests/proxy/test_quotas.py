@@ -19,6 +19,7 @@ from tests.proxy.test_metering import handed_over, row
 from tests.proxy.test_refusals import assert_refused
 from tests.proxy.test_revocation import CUT_WITHIN, cut_after
 from tests.proxy.test_websocket import open_socket
+from tests.redis_server import forget_keys
 from tests.threads import run_at_once
 from tests.upstream import wait_until
 from zenzefi.lib import clock
@@ -192,7 +193,7 @@ def test_a_redis_that_lost_everything_learns_the_usage_again(live, issue, allow)
         assert [client.get("bytes/4000").status_code for _ in range(3)] == [200] * 3
         handed_over(live)
         assert TokenUsage.objects.get().requests == 3
-        redis_client.client().flushdb()
+        forget_keys(keys.prefix())
 
         assert_refused(client.get("json"), 429, "quota_exceeded")
         assert client.get("status").json()["usage"]["this_month"]["bytes_out"] >= 12_000
