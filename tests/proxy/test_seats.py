@@ -125,6 +125,8 @@ def test_the_owner_sees_and_releases_devices(live, issue, allow):
         first.headers["User-Agent"] = "desktop/1"
         for one in (first, second):
             assert one.get("json").status_code == 200
+            # The list has whoever came last first, by what is noted at a request's end.
+            wait_until(lambda: len(live.gateway.registry) == 0, what="the end of the exchange")
             time.sleep(0.005)
         handed_over(live)
 
