@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,17 +15,13 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.upstream import unused_port
+from zenzefi.runtime import processes
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Variables of the machine that runs the tests must not leak into the platform under test.
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "USER", "VIRTUAL_ENV")
-
-
-def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
@@ -44,7 +39,7 @@ class Stack:
 
     def __init__(self, var_dir: Path, **variables: str) -> None:
         self.var_dir = var_dir
-        self.port = free_port()
+        self.port = unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             **{name: os.environ[name] for name in _KEPT if name in os.environ},
@@ -69,18 +64,21 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        wait_until(self._serves, seconds=90, what=f"the platform serves; see its log:\n{self.output()[-3000:]}")
+        try:
+            wait_until(self._serves, seconds=240, what="the platform serves")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output()[-3000:]}") from None
 
     def _serves(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
-            raise AssertionError(f"It ended with {self.process.returncode}:\n{self.output()[-3000:]}")
+            raise AssertionError(f"It ended with {self.process.returncode}")
         return self.healthy()
 
     def healthy(self) -> bool:
         """Whether ``/health/ready`` answers 200 at this moment."""
         try:
-            return httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200
+            return httpx.get(f"{self.url}/health/ready", timeout=10, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -91,7 +89,7 @@ class Stack:
             return
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(40)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
@@ -107,7 +105,7 @@ class Stack:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=180,
         )
         assert not check or result.returncode == 0, result.stdout + result.stderr
         return result
@@ -116,15 +114,18 @@ class Stack:
         assert self.process is not None
         yield from psutil.Process(self.process.pid).children(recursive=True)
 
+    def running(self, word: str) -> list[psutil.Process]:
+        """Return the processes below it with this word in their command line; any of them may end at any moment."""
+        return [process for process in self.descendants() if word in processes.command_line(process)]
+
     def web_workers(self) -> list[psutil.Process]:
         """Return the worker processes of gunicorn, not its arbiter."""
-        arbiters = [
-            process for process in self.descendants() if _is_gunicorn(process) and not _is_gunicorn(process.parent())
-        ]
-        return [child for arbiter in arbiters for child in arbiter.children()]
+        found = [process for process in self.descendants() if _is_gunicorn(process)]
+        pids = {process.pid for process in found}
+        return [process for process in found if processes.parent_pid(process) in pids]
 
     def client(self, **options: object) -> httpx.Client:
-        client = httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)  # type: ignore[arg-type]
+        client = httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)  # type: ignore[arg-type]
         self._clients.append(client)
         return client
 
@@ -133,11 +134,8 @@ class Stack:
         return Customer(self, balance=balance)
 
 
-def _is_gunicorn(process: psutil.Process | None) -> bool:
-    try:
-        return process is not None and any("gunicorn" in part for part in process.cmdline())
-    except psutil.Error:
-        return False
+def _is_gunicorn(process: psutil.Process) -> bool:
+    return any("gunicorn" in part for part in processes.command_line(process))
 
 
 class Customer:
