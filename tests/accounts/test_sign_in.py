@@ -279,13 +279,13 @@ def held_while_user_is_locked(user, meanwhile, attempt, refusal) -> bool:
         thread.start()
         _wait_for_a_waiter()
         meanwhile(locked)
-    thread.join(timeout=30)
+    thread.join(timeout=60)
     [passed] = result
     return passed
 
 
 def _wait_for_a_waiter() -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with connection.cursor() as cursor:
             cursor.execute(

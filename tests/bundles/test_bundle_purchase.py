@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from bundles.models import Bundle, BundlePurchase
 from bundles.services import purchase_bundle, split_price
 from tests.money import activate_so_that, api, staff_client, user_with
-from tests.threads import run_at_once
+from tests.threads import Meeting, run_at_once
 from tokens import secrets
 from tokens.models import AccessToken, Scope, TokenPrice
 from tokens.services import revoke_token
@@ -236,14 +236,21 @@ def test_twenty_at_once_with_money_for_three_buy_three():
     assert [outcome for outcome in reconcile() if outcome.drifts] == []
 
 
+def read_unlocked(two: Meeting, found: Any) -> list[Any]:
+    rows = list(found.order_by("pk"))
+    two.wait()
+    return rows
+
+
 @pytest.mark.django_db(transaction=True)
 def test_without_the_lock_twenty_at_once_go_wrong(monkeypatch):
     """The negative control: what the test before relies on is the account's lock."""
-    monkeypatch.setattr(accounts, "_lock", lambda found: list(found.order_by("pk")))
     pack = bundle().pk
     for _ in range(20):
         user = user_with("250.00")
-        run_at_once(20, partial(lambda user, _: purchase_bundle(buyer=user, bundle_id=pack), user))
+        with monkeypatch.context() as patch:
+            patch.setattr(accounts, "_lock", partial(read_unlocked, Meeting(2)))
+            run_at_once(20, partial(lambda user, _: purchase_bundle(buyer=user, bundle_id=pack), user))
         if AccessToken.objects.filter(owner=user).count() != 15:
             return
     pytest.fail("Twenty rounds without a lock were all right.")

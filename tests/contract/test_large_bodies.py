@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -58,6 +59,10 @@ def pieces(size: int) -> Iterator[bytes]:
         yield piece
 
 
+def post(url: str, **options: Any) -> httpx.Response:
+    return httpx.post(url, timeout=60, trust_env=False, **options)
+
+
 def assert_too_large(response: httpx.Response) -> None:
     body = response.json()
     assert (response.status_code, body["code"]) == (413, "payload_too_large")
@@ -70,7 +75,7 @@ def assert_too_large(response: httpx.Response) -> None:
 def test_it_is_refused_before_django_takes_it(server: LiveGateway, spooled, method, path, framing):
     content = b" " * (LIMIT + 1) if framing == "length" else pieces(LIMIT + 1)
 
-    with httpx.Client(base_url=server.url, trust_env=False) as client:
+    with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
         response = client.request(method, path, content=content, headers={"Content-Type": "application/json"})
         assert_too_large(response)
         # The connection is not out of step: its next request is understood.
@@ -85,9 +90,7 @@ def test_the_limit_itself_is_let_through(server: LiveGateway, spooled, framing):
     document += b" " * (LIMIT - len(document))
     content = document if framing == "length" else iter([document[:3], document[3:]])
 
-    response = httpx.post(
-        f"{server.url}/api/v1/tokens/check", content=content, headers={"Content-Type": "application/json"}
-    )
+    response = post(f"{server.url}/api/v1/tokens/check", content=content, headers={"Content-Type": "application/json"})
 
     assert (response.status_code, response.json()["valid"]) == (200, False)
     assert spooled == [LIMIT]
@@ -95,7 +98,7 @@ def test_the_limit_itself_is_let_through(server: LiveGateway, spooled, framing):
 
 def test_a_body_in_chunks_is_read_like_any_other(server: LiveGateway):
     """DRF takes a request without a length for one without a body."""
-    response = httpx.post(
+    response = post(
         f"{server.url}/api/v1/auth/register",
         content=iter([b'{"email": "ada@example.com", ', b'"username": "ada", "password": "correct horse battery"}']),
         headers={"Content-Type": "application/json"},
@@ -109,14 +112,14 @@ def test_ten_megabytes_sent_to_the_end_get_their_answer(server: LiveGateway, spo
     size = 10_000_000
     content = b" " * size if framing == "length" else pieces(size)
 
-    response = httpx.post(f"{server.url}/api/v1/auth/login", content=content, headers={"Content-Type": "text/plain"})
+    response = post(f"{server.url}/api/v1/auth/login", content=content, headers={"Content-Type": "text/plain"})
 
     assert_too_large(response)
     assert spooled == [0]
 
 
 def test_the_answer_is_in_the_callers_language_and_open_to_the_desktop_client(server: LiveGateway):
-    response = httpx.post(
+    response = post(
         f"{server.url}/api/v1/auth/login",
         content=b" " * (LIMIT + 1),
         headers={"Accept-Language": "ru", "Origin": "http://localhost:61000", "X-Request-ID": "large-body-1"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import httpx
 import pytest
 from django.conf import settings
 from django.test import Client
+
+from tests.upstream import unused_port
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -49,8 +50,7 @@ def test_the_schema_documents_both_routes():
 
 @pytest.mark.django_db(transaction=True)
 def test_runserver_itself():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = unused_port()
     command = [sys.executable, "manage.py", "runserver", "--noreload", "--skip-checks", f"127.0.0.1:{port}"]
     process = subprocess.Popen(
         command, cwd=settings.BASE_DIR, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -60,14 +60,16 @@ def test_runserver_itself():
         while True:
             assert process.poll() is None, process.stderr and process.stderr.read()
             try:
-                response = httpx.get(f"http://127.0.0.1:{port}/api/v1/proxy/certificates/filter", timeout=10)
+                response = httpx.get(
+                    f"http://127.0.0.1:{port}/api/v1/proxy/certificates/filter", timeout=30, trust_env=False
+                )
                 break
             except httpx.TransportError:
                 assert time.monotonic() < until
                 time.sleep(0.1)
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
     assert response.status_code == 501
     assert response.json()["code"] == "gateway_not_served"

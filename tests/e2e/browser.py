@@ -32,6 +32,18 @@ _OPTIONS = (
 )
 
 
+class NoPage(Exception):
+    """One page has gone and the next is not there yet, so nothing was done."""
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
 class Browser:
     """One page of one browser. ``errors`` collects what the page wrote to its console as errors, and exceptions."""
 
@@ -44,7 +56,9 @@ class Browser:
 
     def __enter__(self) -> Self:
         with ExitStack() as ending:
-            self._socket = ending.enter_context(connect(self._start(ending), max_size=None))
+            # Events pile up unread between two calls, and answers to pings behind them.
+            options: dict[str, Any] = {"max_size": None, "max_queue": None, "ping_interval": None, "open_timeout": 60}
+            self._socket = ending.enter_context(connect(self._start(ending), **options))
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self._call(f"{domain}.enable")
             self._call("Network.setExtraHTTPHeaders", headers={"Accept-Language": self._language})
@@ -68,12 +82,19 @@ class Browser:
                 stderr=subprocess.DEVNULL,
             )
         )
-        ending.callback(process.terminate)
+        ending.callback(_end, process)
         port_file = self._directory / "DevToolsActivePort"
-        wait_until(lambda: port_file.exists() and bool(port_file.read_text()), seconds=30, what="Chromium starts")
+        wait_until(lambda: port_file.exists() and bool(port_file.read_text()), seconds=90, what="Chromium starts")
         port = port_file.read_text().split()[0]
-        pages = httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json()
-        return str(next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page"))
+        pages: list[str] = []
+
+        def has_page() -> bool:
+            targets = httpx.get(f"http://127.0.0.1:{port}/json", timeout=60, trust_env=False).json()
+            pages[:] = [target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page"]
+            return bool(pages)
+
+        wait_until(has_page, seconds=60, what="Chromium opens its page")
+        return pages[0]
 
     def forget(self) -> None:
         """Sign out of everything and forget earlier errors."""
@@ -83,25 +104,36 @@ class Browser:
 
     def open(self, url: str) -> None:
         """Load a page and wait until nothing of it is under way."""
+        # The old page, complete as it is, may answer for a moment longer.
+        self.run("window.left = true")
         self._call("Page.navigate", url=url)
-        self.settle()
-
-    def settle(self) -> None:
-        """Wait until the page is loaded."""
-        time.sleep(0.1)
-        wait_until(lambda: self.run("document.readyState") == "complete", seconds=30, what="the page is loaded")
+        loaded = "document.readyState == 'complete' && !window.left"
+        wait_until(lambda: bool(self.run(loaded)), seconds=60, what=f"{url} is loaded")
 
     def run(self, script: str) -> Any:
-        """Return the value of an expression in the page."""
-        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        return answer.get("result", {}).get("value")
+        """Return the value of an expression in the page; between two pages wait for the second."""
+        parameters = {"expression": script, "returnByValue": True, "awaitPromise": True}
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                answer = self._call("Runtime.evaluate", **parameters)
+            except NoPage:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            else:
+                return answer.get("result", {}).get("value")
 
     def text(self) -> str:
         return self.run("document.body ? document.body.innerText : ''") or ""
 
     def wait_for(self, text: str) -> None:
         """Wait until the page shows a text; what scripts render comes after loading."""
-        wait_until(lambda: text in self.text(), seconds=30, what=f"the page shows {text!r}")
+        wait_until(lambda: text in self.text(), seconds=60, what=f"the page shows {text!r}")
+
+    def wait_for_element(self, selector: str) -> None:
+        """Wait until the page has an element."""
+        script = f"document.querySelector({json.dumps(selector)}) !== null"
+        wait_until(lambda: bool(self.run(script)), seconds=60, what=f"the page has {selector}")
 
     def screenshot(self, path: Path) -> None:
         answer = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
@@ -112,9 +144,11 @@ class Browser:
         number = self._number
         self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=30))
+            message = json.loads(self._socket.recv(timeout=60))
             self._notice(message)
             if message.get("id") == number:
+                if "Cannot find" in message.get("error", {}).get("message", ""):
+                    raise NoPage(message)
                 assert "error" not in message, message
                 return message["result"]
 

@@ -16,6 +16,7 @@ import httpx
 import psutil
 
 from tests.upstream import unused_port
+from zenzefi.runtime import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,18 +64,21 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        wait_until(self._serves, seconds=90, what=f"the platform serves; see its log:\n{self.output()[-3000:]}")
+        try:
+            wait_until(self._serves, seconds=240, what="the platform serves")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output()[-3000:]}") from None
 
     def _serves(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
-            raise AssertionError(f"It ended with {self.process.returncode}:\n{self.output()[-3000:]}")
+            raise AssertionError(f"It ended with {self.process.returncode}")
         return self.healthy()
 
     def healthy(self) -> bool:
         """Whether ``/health/ready`` answers 200 at this moment."""
         try:
-            return httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200
+            return httpx.get(f"{self.url}/health/ready", timeout=10, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -85,7 +89,7 @@ class Stack:
             return
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(40)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
@@ -101,7 +105,7 @@ class Stack:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=180,
         )
         assert not check or result.returncode == 0, result.stdout + result.stderr
         return result
@@ -110,15 +114,18 @@ class Stack:
         assert self.process is not None
         yield from psutil.Process(self.process.pid).children(recursive=True)
 
+    def running(self, word: str) -> list[psutil.Process]:
+        """Return the processes below it with this word in their command line; any of them may end at any moment."""
+        return [process for process in self.descendants() if word in processes.command_line(process)]
+
     def web_workers(self) -> list[psutil.Process]:
         """Return the worker processes of gunicorn, not its arbiter."""
-        arbiters = [
-            process for process in self.descendants() if _is_gunicorn(process) and not _is_gunicorn(process.parent())
-        ]
-        return [child for arbiter in arbiters for child in arbiter.children()]
+        found = [process for process in self.descendants() if _is_gunicorn(process)]
+        pids = {process.pid for process in found}
+        return [process for process in found if processes.parent_pid(process) in pids]
 
     def client(self, **options: object) -> httpx.Client:
-        client = httpx.Client(base_url=self.url, timeout=20, trust_env=False, **options)  # type: ignore[arg-type]
+        client = httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)  # type: ignore[arg-type]
         self._clients.append(client)
         return client
 
@@ -127,11 +134,8 @@ class Stack:
         return Customer(self, balance=balance)
 
 
-def _is_gunicorn(process: psutil.Process | None) -> bool:
-    try:
-        return process is not None and any("gunicorn" in part for part in process.cmdline())
-    except psutil.Error:
-        return False
+def _is_gunicorn(process: psutil.Process) -> bool:
+    return any("gunicorn" in part for part in processes.command_line(process))
 
 
 class Customer:

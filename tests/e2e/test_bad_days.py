@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.stack import Customer, Stack, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Buyer(threading.Thread):
@@ -76,7 +76,7 @@ def _end(buyers: list[Buyer]) -> None:
     for buyer in buyers:
         buyer.ended.set()
     for buyer in buyers:
-        buyer.join(30)
+        buyer.join(60)
         assert not buyer.is_alive()
 
 
@@ -84,8 +84,19 @@ def _buy(stack: Stack, count: int) -> list[Buyer]:
     buyers = [Buyer(stack) for _ in range(count)]
     for buyer in buyers:
         buyer.start()
-    wait_until(lambda: all(buyer.acknowledged for buyer in buyers), seconds=30, what="every buyer bought once")
+    wait_until(lambda: all(buyer.acknowledged for buyer in buyers), seconds=120, what="every buyer bought once")
     return buyers
+
+
+def _kill_one_of(workers: list[psutil.Process]) -> bool:
+    """Return whether there was one to kill: where one was killed a moment ago, the next may not have come yet."""
+    if not workers:
+        return False
+    try:
+        secrets.choice(workers).kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True
 
 
 def test_web_workers_killed_in_the_middle_of_purchases(battered_stack: Stack):
@@ -93,9 +104,8 @@ def test_web_workers_killed_in_the_middle_of_purchases(battered_stack: Stack):
 
     away = []
     for _ in range(20):
-        wait_until(lambda: bool(battered_stack.web_workers()), seconds=20, what="a web worker runs")
-        secrets.choice(battered_stack.web_workers()).kill()
-        away.append(wait_until(battered_stack.healthy, seconds=20, what="the service is back"))
+        wait_until(lambda: _kill_one_of(battered_stack.web_workers()), seconds=60, what="a web worker runs")
+        away.append(wait_until(battered_stack.healthy, seconds=60, what="the service is back"))
         time.sleep(0.2)
     # Shown by `pytest -rP`; a figure to look at, not to fail on.
     sys.stdout.write(f"Served again after {sorted(away)[10]:.2f} s (median), {max(away):.2f} s at most\n")
@@ -108,7 +118,7 @@ def test_web_workers_killed_in_the_middle_of_purchases(battered_stack: Stack):
 
 
 def _processes(var_dir: Path, name: str) -> list[psutil.Process]:
-    """Return the embedded servers of a data directory by the name of their program."""
+    """Return the embedded server of a data directory by the name of its program, and its children."""
     found = []
     for process in psutil.process_iter(["name", "cmdline", "cwd"]):
         if process.info["name"] != name:
@@ -117,6 +127,10 @@ def _processes(var_dir: Path, name: str) -> list[psutil.Process]:
         if str(var_dir) in text:
             found.append(process)
     assert found, f"No {name} of {var_dir} runs"
+    # PostgreSQL's children come and go.
+    for process in list(found):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child for child in process.children(recursive=True) if child not in found]
     return found
 
 
@@ -127,8 +141,8 @@ def test_a_neighbour_is_frozen_and_thawed(battered_stack: Stack, name: str):
     assert visitor.proxied(token, "json").status_code == 200
     buyers = _buy(battered_stack, 3)
 
-    frozen = _processes(battered_stack.var_dir, name)
-    family = [process for parent in frozen for process in [parent, *parent.children(recursive=True)]]
+    family = _processes(battered_stack.var_dir, name)
+    begin = time.monotonic()
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGSTOP)
@@ -142,20 +156,22 @@ def test_a_neighbour_is_frozen_and_thawed(battered_stack: Stack, name: str):
         for process in reversed(family):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGCONT)
+    frozen_for = time.monotonic() - begin
 
     # The gateway goes on: from Redis while PostgreSQL is away, from PostgreSQL while Redis is.
     assert set(proxied) == {200}
     before = {buyer: len(buyer.acknowledged) for buyer in buyers}
     wait_until(
         lambda: all(len(buyer.acknowledged) > before[buyer] for buyer in buyers),
-        seconds=5,
+        seconds=30,
         what="everyone buys again",
     )
     _end(buyers)
     for buyer in buyers:
         buyer.assert_nothing_lost_or_doubled()
         assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
-        assert buyer.longest_answer < 10
+        # Nobody waits on once it is back.
+        assert buyer.longest_answer < frozen_for + 10
     battered_stack.manage("reconcile")
 
 
@@ -164,15 +180,14 @@ def test_a_neighbour_is_killed_and_started_again(battered_stack: Stack, name: st
     buyers = _buy(battered_stack, 3)
 
     for process in _processes(battered_stack.var_dir, name):
-        # PostgreSQL's own children come and go.
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    wait_until(battered_stack.healthy, seconds=20, what="the service is ready again")
+    wait_until(battered_stack.healthy, seconds=60, what="the service is ready again")
 
     before = {buyer: len(buyer.acknowledged) for buyer in buyers}
     wait_until(
         lambda: all(len(buyer.acknowledged) > before[buyer] for buyer in buyers),
-        seconds=10,
+        seconds=30,
         what="everyone buys again",
     )
     _end(buyers)

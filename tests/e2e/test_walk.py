@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.stack import ROOT, Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180), pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def _blocks() -> list[str]:
@@ -29,7 +29,7 @@ def test_the_commands_of_the_readme_work_when_pasted(stack: Stack, number: int, 
         env={"PATH": stack.environment["PATH"], "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
     assert result.returncode == 0, result.stdout + result.stderr

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import redis as redis_package
 from django.test import RequestFactory
 
 from tests.redis_server import own_redis, start  # noqa: F401 - a fixture
 from tests.threads import run_at_once
+from tests.upstream import wait_until
 from zenzefi.lib import ratelimit, redis
 from zenzefi.lib.errors import RateLimited, ServiceUnavailable
 from zenzefi.settings.env import RatePolicy
@@ -45,14 +44,14 @@ def test_exactly_the_limit_passes_at_any_concurrency():
 
 def test_the_window_slides_and_does_not_start_afresh():
     check()
-    age_window("ada", 59)
+    age_window("ada", 30)
     for _ in range(4):
         check()
 
     refused = check()
     assert not refused.allowed
-    assert refused.reset_seconds == 1
-    age_window("ada", 1)
+    assert 1 <= refused.reset_seconds <= 30
+    age_window("ada", 30)
     # Only the oldest has left.
     assert check().allowed
     assert not check().allowed
@@ -82,11 +81,10 @@ def test_the_window_forgets_itself():
     check(policy=policy)
     key = redis.key("rate", "auth", "ada")
 
-    assert 0 < redis.client().pttl(key) <= 1000
-    deadline = time.monotonic() + 10
-    while redis.client().exists(key) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not redis.client().exists(key)
+    # Negative: it has gone meanwhile (-2), not that it stays (-1).
+    left = redis.client().pttl(key)
+    assert left <= 1000 and left != -1
+    wait_until(lambda: not redis.client().exists(key), what="the end of the window")
 
 
 def test_the_fields_of_the_answer():

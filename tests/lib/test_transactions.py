@@ -27,7 +27,7 @@ def lock(account: Account) -> None:
 def test_the_victim_of_a_deadlock_is_repeated():
     """Two flows lock two accounts in opposite orders: PostgreSQL ends one, which then runs again and succeeds."""
     accounts = [open_account(user_with("1.00")) for _ in range(2)]
-    both_hold_one = threading.Barrier(2, timeout=10)
+    both_hold_one = threading.Barrier(2, timeout=60)
     runs: list[int] = []
 
     def flow(number: int) -> str:
@@ -46,7 +46,7 @@ def test_the_victim_of_a_deadlock_is_repeated():
 def test_without_repeating_the_victim_fails():
     """Negative control: the same two flows in plain transactions."""
     accounts = [open_account(user_with("1.00")) for _ in range(2)]
-    both_hold_one = threading.Barrier(2, timeout=10)
+    both_hold_one = threading.Barrier(2, timeout=60)
 
     def flow(number: int) -> str:
         with transaction.atomic():

@@ -18,7 +18,7 @@ from bundles.services import purchase_bundle
 from referrals.models import ReferralBonus
 from referrals.services import award_for_purchase
 from tests.money import activate_so_that, user_with
-from tests.threads import run_at_once
+from tests.threads import Meeting, run_at_once
 from tokens.models import AccessToken, TokenPrice
 from tokens.services import purchase_token, revoke_token
 from wallet.exceptions import InsufficientBalance
@@ -297,13 +297,20 @@ def test_twenty_first_purchases_at_once_bring_one_bonus():
     assert_sound()
 
 
+def read_unlocked(two: Meeting, found: Any) -> list[Any]:
+    rows = list(found.order_by("pk"))
+    two.wait()
+    return rows
+
+
 @pytest.mark.django_db(transaction=True)
 def test_without_the_lock_first_purchases_at_once_collide(monkeypatch):
     """The negative control. The unique constraint still allows one bonus only, at the price of failed purchases."""
-    monkeypatch.setattr(accounts, "_lock", lambda found: list(found.order_by("pk")))
     for _ in range(20):
         _referrer, buyer = referred("6000.00")
-        outcomes = run_at_once(20, partial(lambda buyer, _: buy(buyer, 720), buyer))
+        with monkeypatch.context() as patch:
+            patch.setattr(accounts, "_lock", partial(read_unlocked, Meeting(2)))
+            outcomes = run_at_once(20, partial(lambda buyer, _: buy(buyer, 720), buyer))
         assert ReferralBonus.objects.filter(referee=buyer).count() <= 1
         if any(isinstance(outcome, Exception) for outcome in outcomes) or balance(buyer) != 0:
             return

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,13 +42,13 @@ def upstream() -> Iterator[RecordingUpstream]:
 
 @pytest.fixture
 def client(upstream: RecordingUpstream) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=upstream.url, timeout=10, trust_env=False) as session:
+    with httpx.Client(base_url=upstream.url, timeout=30, trust_env=False) as session:
         yield session
 
 
 def exchange_raw(upstream: RecordingUpstream, request: bytes) -> bytes:
     """Sends these bytes on a fresh connection and returns all that comes until the server closes."""
-    with socket.create_connection((upstream.host, upstream.port), timeout=10) as peer:
+    with socket.create_connection((upstream.host, upstream.port), timeout=30) as peer:
         peer.sendall(request)
         answer = bytearray()
         while data := peer.recv(65_536):
@@ -110,7 +109,7 @@ def test_inspect_reports_headers_in_order_with_their_spelling(upstream: Recordin
         ["Connection", "close"],
     ]
     assert (seen["body_length"], seen["body_sha256"]) == (3, hashlib.sha256(b"abc").hexdigest())
-    recorded = upstream.requests[0]
+    [recorded] = upstream.wait_for(1)
     assert recorded.header("X-B") == [b"2", b"3"]
     assert (recorded.path, recorded.query) == (b"/inspect", b"x=%2F&x=")
     assert recorded.body_sha256 == seen["body_sha256"]
@@ -214,7 +213,7 @@ def test_gzip_is_labelled_and_sized_as_sent(upstream: RecordingUpstream) -> None
 
 
 def test_echo_sends_each_chunk_back_before_the_next_came(upstream: RecordingUpstream) -> None:
-    with socket.create_connection((upstream.host, upstream.port), timeout=10) as peer:
+    with socket.create_connection((upstream.host, upstream.port), timeout=30) as peer:
         peer.sendall(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Type: text/x\r\nTransfer-Encoding: chunked\r\n\r\n")
         received = bytearray()
         for word in (b"first", b"other"):
@@ -343,7 +342,7 @@ def test_trickle_and_slow_complete(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("path", ["/hang", "/events?n=0&interval=0.01", "/trickle?n=9&interval=60"])
 def test_handler_ends_when_its_client_leaves(upstream: RecordingUpstream, path: str) -> None:
-    with socket.create_connection((upstream.host, upstream.port), timeout=10) as peer:
+    with socket.create_connection((upstream.host, upstream.port), timeout=30) as peer:
         peer.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
         wait_until(lambda: upstream.in_progress == 1, what="the request")
     wait_until(lambda: upstream.in_progress == 0, what="the end of the handler")
@@ -352,7 +351,7 @@ def test_handler_ends_when_its_client_leaves(upstream: RecordingUpstream, path: 
 
 
 def test_upload_that_breaks_off_is_abandoned(upstream: RecordingUpstream) -> None:
-    with socket.create_connection((upstream.host, upstream.port), timeout=10) as peer:
+    with socket.create_connection((upstream.host, upstream.port), timeout=30) as peer:
         peer.sendall(b"POST /sink HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nabc")
         wait_until(lambda: upstream.requests and upstream.requests[0].body_length == 3, what="the first bytes")
     assert upstream.wait_for(1)[0].outcome == "abandoned"
@@ -361,7 +360,7 @@ def test_upload_that_breaks_off_is_abandoned(upstream: RecordingUpstream) -> Non
 @pytest.mark.parametrize(("path", "before"), [("/reset", 0), ("/reset?after=10&length=1000", 10)])
 def test_reset_cuts_the_connection(upstream: RecordingUpstream, path: str, before: int) -> None:
     received = bytearray()
-    with socket.create_connection((upstream.host, upstream.port), timeout=10) as peer:
+    with socket.create_connection((upstream.host, upstream.port), timeout=30) as peer:
         peer.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
         with pytest.raises(ConnectionResetError):
             while data := peer.recv(4096):
@@ -370,7 +369,7 @@ def test_reset_cuts_the_connection(upstream: RecordingUpstream, path: str, befor
 
 
 def test_early_refusal_does_not_wait_for_the_body(upstream: RecordingUpstream) -> None:
-    with socket.create_connection((upstream.host, upstream.port), timeout=10) as peer:
+    with socket.create_connection((upstream.host, upstream.port), timeout=30) as peer:
         peer.sendall(b"POST /early HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n")
         assert peer.recv(4096).startswith(b"HTTP/1.1 413 ")
 
@@ -382,15 +381,15 @@ def test_websocket_echo_subprotocol_and_close_code(upstream: RecordingUpstream) 
     async def talk() -> None:
         async with aiohttp.ClientSession() as session:
             async with session.ws_connect(f"{upstream.url}/ws?hello=1", protocols=("none", "json")) as peer:
-                hello = await peer.receive_json(timeout=5)
+                hello = await peer.receive_json(timeout=30)
                 assert peer.protocol == hello["protocol"] == "json"
                 assert ["Upgrade", "websocket"] in hello["headers"]
                 await peer.send_str("text é")
-                assert await peer.receive_str(timeout=5) == "text é"
+                assert await peer.receive_str(timeout=30) == "text é"
                 await peer.send_bytes(sent_bytes(1_000_000))
-                assert await peer.receive_bytes(timeout=5) == sent_bytes(1_000_000)
+                assert await peer.receive_bytes(timeout=30) == sent_bytes(1_000_000)
             async with session.ws_connect(f"{upstream.url}/ws?close=4001") as peer:
-                message = await peer.receive(timeout=5)
+                message = await peer.receive(timeout=30)
                 assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 4001)
 
     asyncio.run(talk())
@@ -418,7 +417,7 @@ def test_certificate_filter_and_details(client: httpx.Client) -> None:
 
 def test_two_servers_hold_the_same_certificates(client: httpx.Client) -> None:
     with RecordingUpstream() as other:
-        theirs = httpx.get(f"{other.url}/certificates/filter", trust_env=False).json()
+        theirs = httpx.get(f"{other.url}/certificates/filter", timeout=30, trust_env=False).json()
     assert client.get("/certificates/filter").json() == theirs
 
 
@@ -498,20 +497,22 @@ def test_columns_keep_their_settings(client: httpx.Client) -> None:
 
 def test_upstream_comes_back_on_its_port() -> None:
     upstream = RecordingUpstream()
+    # Not one that the system may meanwhile give to another's connection.
+    upstream.port = unused_port()
     with upstream:
         url = upstream.url
-        assert httpx.get(f"{url}/json", trust_env=False).status_code == 200
+        assert httpx.get(f"{url}/json", timeout=30, trust_env=False).status_code == 200
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/json", trust_env=False)
     with upstream:
         assert upstream.url == url
-        assert httpx.get(f"{url}/json", trust_env=False).status_code == 200
+        assert httpx.get(f"{url}/json", timeout=30, trust_env=False).status_code == 200
     assert len(upstream.requests) == 2
 
 
 def test_stop_cuts_open_streams() -> None:
     with RecordingUpstream() as upstream:
-        peer = socket.create_connection((upstream.host, upstream.port), timeout=10)
+        peer = socket.create_connection((upstream.host, upstream.port), timeout=30)
         peer.sendall(b"GET /events?n=0&interval=60 HTTP/1.1\r\nHost: h\r\n\r\n")
         assert peer.recv(4096)
     with peer:
@@ -532,7 +533,7 @@ def test_scripted_server_follows_a_script_per_connection() -> None:
     with RawUpstream(first, b"whatever", (ReadHead(), Reset()), (ReadUntilClosed(),)) as upstream:
 
         def connect() -> socket.socket:
-            return socket.create_connection((upstream.host, upstream.port), timeout=10)
+            return socket.create_connection((upstream.host, upstream.port), timeout=30)
 
         with connect() as peer:
             peer.sendall(b"POST / HTTP/1.1\r\n\r\nab")
@@ -558,7 +559,7 @@ def test_scripted_server_follows_a_script_per_connection() -> None:
 def test_scripted_server_stops_with_a_connection_open() -> None:
     with (
         RawUpstream((ReadUntilClosed(),)) as upstream,
-        socket.create_connection((upstream.host, upstream.port), timeout=10) as peer,
+        socket.create_connection((upstream.host, upstream.port), timeout=30) as peer,
     ):
         wait_until(lambda: len(upstream.received) == 1)
         upstream.stop()
@@ -579,11 +580,11 @@ def process() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         def answers() -> bool:
             assert child.poll() is None
             try:
-                return httpx.get(f"{url}/json", trust_env=False).status_code == 200
+                return httpx.get(f"{url}/json", timeout=30, trust_env=False).status_code == 200
             except httpx.TransportError:
                 return False
 
-        wait_until(answers, seconds=20, what="the process to serve")
+        wait_until(answers, seconds=60, what="the process to serve")
         yield child, url
     finally:
         if child.poll() is None:
@@ -601,12 +602,12 @@ def test_process_stops_at_sigterm_quietly_with_requests_open(
         streaming.sendall(b"GET /events?n=0&interval=0.01 HTTP/1.1\r\nHost: h\r\n\r\n")
         assert streaming.recv(100)
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"{url}/reset", trust_env=False)
+            httpx.get(f"{url}/reset", timeout=30, trust_env=False)
         with socket.create_connection(address) as malformed:
             malformed.sendall(b"nonsense\r\n\r\n")
             assert malformed.recv(100).startswith(b"HTTP/1.0 400")
         child.send_signal(signal.SIGTERM)
-        output, _ = child.communicate(timeout=10)
+        output, _ = child.communicate(timeout=60)
     assert child.returncode == 0
     assert output == b""
 
@@ -619,7 +620,7 @@ def test_process_says_when_its_port_is_taken() -> None:
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
         )
     assert child.returncode == 1
     assert child.stderr.startswith("demo upstream: ") and child.stderr.count("\n") == 1
@@ -632,7 +633,7 @@ def test_process_memory_stays_level_over_a_large_transfer(
     child, url = process
     size = 256 * 2**20
     memory = psutil.Process(child.pid)
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(timeout=60, trust_env=False) as client:
         client.get(f"{url}/bytes/1000000")
         client.post(f"{url}/sink?digest=0", content=b"x" * 1_000_000)
         before = memory.memory_info().rss
@@ -665,15 +666,18 @@ def test_process_serves_a_unix_socket(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
     try:
-        wait_until((tmp_path / "s").exists, seconds=20, what="the socket")
-        with httpx.Client(transport=httpx.HTTPTransport(uds=os.path.relpath(tmp_path / "s"))) as client:
-            deadline = time.monotonic() + 5
-            while True:
+        wait_until((tmp_path / "s").exists, seconds=60, what="the socket")
+        transport = httpx.HTTPTransport(uds=os.path.relpath(tmp_path / "s"))
+        with httpx.Client(transport=transport, timeout=30) as client:
+
+            def answers() -> bool:
+                # There is a moment between the socket's file and its listening.
                 try:
-                    assert client.get("http://demo/json").content == SMALL_JSON
-                    break
+                    return client.get("http://demo/json").content == SMALL_JSON
                 except httpx.ConnectError:
-                    assert time.monotonic() < deadline
+                    return False
+
+            wait_until(answers, what="the process to serve")
     finally:
         child.terminate()
-        assert child.wait(10) == 0
+        assert child.wait(60) == 0

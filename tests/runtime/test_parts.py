@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from zenzefi.runtime import processes
 from zenzefi.runtime.children import MOST_FAILURES, Child
 from zenzefi.runtime.commandline import _needs_servers
 from zenzefi.runtime.errors import StartError
@@ -45,13 +47,12 @@ def test_a_child_takes_its_own_children_along() -> None:
     child.start()
     lines: list[str] = []
     while not lines:
-        lines, _ = child.read()
+        lines, ended = child.read()
+        assert lines or not ended
+        time.sleep(0.01)
+    grandchild = psutil.Process(int(lines[0]))
     child.close()
-    deadline = time.monotonic() + 10
-    state = Path(f"/proc/{lines[0]}/stat")
-    while state.exists() and state.read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert processes.wait([grandchild], 20) == []
 
 
 def test_lines_nobody_reads_are_kept_up_to_a_limit_and_then_the_oldest_go() -> None:

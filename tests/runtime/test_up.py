@@ -24,7 +24,7 @@ from zenzefi.runtime import embedded, processes
 from zenzefi.runtime.children import survivors
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def manage(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
 
 
@@ -79,19 +79,19 @@ def up(var_dir: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], list[s
     reader.start()
     try:
         # Not /health: a worker that an earlier run left may still answer it.
-        wait_for(lambda: "Ctrl-C stops" in "".join(lines) or process.poll() is not None, 90)
+        wait_for(lambda: "Ctrl-C stops" in "".join(lines) or process.poll() is not None, 180)
         assert process.poll() is None, "".join(lines)
         assert healthy(port)
         yield process, lines
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(60)
-        reader.join(30)
+            process.wait(120)
+        reader.join(60)
         stdout.close()
 
 
-def wait_for(happens: Callable[[], bool], seconds: float) -> None:
+def wait_for(happens: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -100,7 +100,8 @@ def wait_for(happens: Callable[[], bool], seconds: float) -> None:
 
 def healthy(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
+        # On a busy machine the first answer may take longer than any later one.
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=15, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -117,7 +118,8 @@ def web_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def assert_nothing_left(var_dir: Path, port: int) -> None:
     directory = embedded.runtime_directory(var_dir)
-    assert children(var_dir) == []
+    # What was killed may need a moment to be gone.
+    wait_for(lambda: children(var_dir) == [], 10)
     assert not directory.exists()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
@@ -148,7 +150,7 @@ def test_it_serves_beside_other_commands_and_leaves_nothing(var_dir: Path) -> No
 
         assert healthy(port)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     assert_nothing_left(var_dir, port)
     said = "".join(lines)
     assert f"Zenzefi serves on http://127.0.0.1:{port}" in said
@@ -160,25 +162,25 @@ def test_what_is_killed_comes_back_and_ctrl_c_ends_it(var_dir: Path) -> None:
     with up(var_dir, port) as (process, lines):
         [worker] = web_workers(process)
         worker.kill()
-        wait_for(lambda: healthy(port) and worker not in web_workers(process), 30)
+        wait_for(lambda: healthy(port) and worker not in web_workers(process))
 
         [master] = [c for c in psutil.Process(process.pid).children() if "gunicorn" in c.cmdline()]
         master.kill()
-        wait_for(lambda: "web ended with SIGKILL" in "".join(lines), 30)
-        wait_for(lambda: healthy(port), 30)
+        wait_for(lambda: "web ended with SIGKILL" in "".join(lines))
+        wait_for(lambda: healthy(port))
 
         lease = embedded.Lease(var_dir, fsync=True)
         for server in lease.postgres.running() + lease.redis.running():
             server.kill()
         twice = ("Starting PostgreSQL", "Starting Redis")
-        wait_for(lambda: all("".join(lines).count(step) == 2 for step in twice), 30)
-        wait_for(lambda: lease.postgres.answers() and healthy(port), 30)
+        wait_for(lambda: all("".join(lines).count(step) == 2 for step in twice))
+        wait_for(lambda: lease.postgres.answers() and healthy(port))
         with psycopg.connect(embedded.database_url(var_dir)) as connection:
             assert connection.execute("SELECT count(*) FROM django_migrations").fetchone() != (0,)
 
         # What the terminal does at Ctrl-C: the signal goes to the whole foreground process group.
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     assert_nothing_left(var_dir, port)
 
 
@@ -200,7 +202,7 @@ def test_after_kill_9_the_next_start_is_clean(var_dir: Path) -> None:
         process.kill()
         process.wait()
     # Nobody tells the children this time; the kernel does.
-    wait_for(lambda: children(var_dir) == [], 30)
+    wait_for(lambda: children(var_dir) == [])
     # The servers were left running; any command takes them over, and the last to leave stops them.
     beside = manage("showmigrations", "contenttypes", env=environ(var_dir, port))
     assert beside.returncode == 0
@@ -231,7 +233,7 @@ def test_stopped_while_it_starts_it_leaves_nothing(var_dir: Path) -> None:
                 said += line
             process.send_signal(number)
             said += process.stdout.read()
-        assert process.wait(30) == 0, said
+        assert process.wait(120) == 0, said
         assert "Traceback" not in said
         assert_nothing_left(var_dir, port)
 
@@ -251,10 +253,10 @@ def test_a_reader_that_stops_reading_does_not_stop_the_platform(var_dir: Path) -
     )
     os.close(writing)
     try:
-        wait_for(lambda: healthy(port), 90)
+        wait_for(lambda: healthy(port), 180)
         os.close(reading)
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     finally:
         if process.poll() is None:
             process.kill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from django.apps import apps
 
 from tests.money import token_of_new_user
-from tests.threads import run_at_once
+from tests.threads import Meeting, run_at_once
 from tokens.exceptions import TokenNotUsable
 from tokens.models import AccessToken
 from tokens.services import Activation, activate_token, revoke_token
@@ -90,9 +89,11 @@ def test_reading_first_and_writing_then_starts_it_more_than_once():
     """Negative control: without the compare-and-set the clock is started by several."""
     token = token_of_new_user().token
 
+    two = Meeting(2)
+
     def read_then_write(_: int) -> bool:
         row = AccessToken.objects.get(pk=token.pk)
-        time.sleep(0.05)
+        two.wait()
         if row.activated_at is not None:
             return False
         row.activated_at = clock.now()

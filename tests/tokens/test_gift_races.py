@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from django.db.models import QuerySet
 
 from tests.money import user_with
-from tests.threads import run_at_once
+from tests.threads import Meeting, run_at_once
 from tests.tokens.gifts import offered
 from tokens import secrets
 from tokens.exceptions import (
@@ -90,9 +90,11 @@ def test_of_twenty_claims_at_once_one_wins(giver, many):
 def test_without_the_lock_more_than_one_wins(giver, monkeypatch):
     """Negative control: what the test above proves is the doing of the lock on the gift."""
 
+    two = Meeting(2)
+
     def read_without_locking(found: QuerySet[Gift]) -> Gift | None:
         gift = found.first()
-        time.sleep(0.1)
+        two.wait()
         return gift
 
     monkeypatch.setattr(gifts, "_locked", read_without_locking)
@@ -187,9 +189,11 @@ def test_without_the_lock_they_do(giver, monkeypatch):
     def read_without_locking(queryset: Any) -> list[Any]:
         return list(queryset.order_by("pk"))
 
+    two = Meeting(2)
+
     def look_and_wait(user: Any, now: Any) -> None:
         demand(user, now)
-        time.sleep(0.1)
+        two.wait()
 
     demand = gifts._demand_allowance
     tokens = fill_the_day(giver)
@@ -223,17 +227,23 @@ def test_reading_first_and_writing_then_gives_a_used_token_away(giver):
     """Negative control: without the compare-and-set an activation goes over the gift."""
     token = purchase_token(owner=giver, duration_hours=24).token
 
-    def read_then_write(_: int) -> None:
+    read, offered_meanwhile = threading.Event(), threading.Event()
+
+    def read_then_write() -> None:
         row = AccessToken.objects.get(pk=token.pk)
-        time.sleep(0.2)
+        read.set()
+        assert offered_meanwhile.wait(60)
         row.activated_at, row.expires_at = clock.now(), clock.now() + row.duration
         row.save()
 
     def act(number: int) -> Any:
         if number:
-            return read_then_write(number)
-        time.sleep(0.1)
-        return offer_gift(token_id=token.pk, giver=giver)
+            return read_then_write()
+        assert read.wait(60)
+        try:
+            return offer_gift(token_id=token.pk, giver=giver)
+        finally:
+            offered_meanwhile.set()
 
     offer, _ = run_at_once(2, act)
     assert isinstance(offer, OfferedGift)

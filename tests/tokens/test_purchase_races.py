@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from decimal import Decimal
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.money import api, user_with
-from tests.threads import run_at_once
+from tests.threads import Meeting, run_at_once
 from tokens.models import AccessToken
 from tokens.services import PurchasedToken, purchase_token
 from wallet.exceptions import InsufficientBalance
@@ -67,13 +66,15 @@ def test_one_is_sold_over_http():
 def test_without_the_lock_more_than_one_is_sold(monkeypatch):
     """Negative control: what the tests above prove is the lock's doing."""
 
+    two = Meeting(2)
+
     def read_without_locking(queryset: Any) -> list[Account]:
         rows = list(queryset.order_by("pk"))
-        time.sleep(0.05)
+        two.wait()
         return rows
 
-    monkeypatch.setattr(accounts, "_lock", read_without_locking)
     user = user_with("18.00")
+    monkeypatch.setattr(accounts, "_lock", read_without_locking)
     outcomes = Counter(type(outcome) for outcome in buy_at_once(user))
     assert outcomes[PurchasedToken] > 1
     assert Transfer.objects.filter(kind="PURCHASE").count() == outcomes[PurchasedToken]

@@ -101,7 +101,7 @@ def test_workers_at_once_claim_different_rows():
 def test_without_the_locks_more_than_one_worker_buys(monkeypatch):
     """Negative control. What keeps the second successor out then is the database, by an error."""
     token = renewing_token(seconds_left=HOUR).token
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=60)
 
     def read_token(token_id: Any, **_: Any) -> AccessToken:
         found = AccessToken.objects.get(pk=token_id)
@@ -196,7 +196,7 @@ def test_without_the_locks_more_than_one_worker_pays_a_month(monkeypatch):
     from tokens.services import tiers
 
     subscription = end_of_month_of(user_with("100.00"))
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=60)
 
     def read_current(user: Any) -> Any:
         found = TierSubscription.objects.current().select_related("tier").get(user=user)

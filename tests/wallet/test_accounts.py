@@ -99,11 +99,11 @@ def test_a_locked_account_makes_the_next_flow_wait():
         worker = threading.Thread(target=lambda: results.extend(run_at_once(1, second)))
         results: list[Decimal] = []
         worker.start()
-        assert waiting.wait(10)
+        assert waiting.wait(60)
         worker.join(0.3)
         assert worker.is_alive()
         assert results == []
         locked.balance = Decimal("7.00")
         locked.save()
-    worker.join(10)
+    worker.join(60)
     assert results == [Decimal("7.00")]

@@ -11,6 +11,8 @@ import pytest
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.upstream import wait_until
+
 STRANGER = "203.0.113.9"
 TOKEN = "a-token-for-the-tests"
 
@@ -101,7 +103,5 @@ def test_all_processes_count(client: Client, monkeypatch: pytest.MonkeyPatch, tm
         subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
-    text = client.get("/metrics").text
-
-    assert "purchases_total 6.0" in text
-    assert 'zenzefi_check_up{check="redis"} 1.0' in text
+    assert "purchases_total 6.0" in client.get("/metrics").text
+    wait_until(lambda: 'zenzefi_check_up{check="redis"} 1.0' in client.get("/metrics").text, what="Redis is up")

@@ -95,14 +95,17 @@ class PostgresServer:
 
         By command line, which unlike the working directory can be read of a process with another user id.
         """
-        masters, others = [], []
+        alike, others = [], []
         for process in processes.named("postgres"):
             command = processes.command_line(process)
             if str(self.data) in command and f"cluster_name={self.label}" in command:
-                masters.append(process)
+                alike.append(process)
             elif command and command[0].startswith(f"postgres: {self.label}: "):
                 others.append(process)
-        return masters, others
+        # A child that has only just been forked still has the command line of its postmaster.
+        pids = {process.pid for process in alike}
+        masters = [process for process in alike if processes.parent_pid(process) not in pids]
+        return masters, others + [process for process in alike if process not in masters]
 
     def _adopted(self, check: Check) -> bool:
         deadline = time.monotonic() + ADOPTION_SECONDS

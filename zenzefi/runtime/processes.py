@@ -102,6 +102,13 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
+def parent_pid(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
+
+
 def working_directory(process: psutil.Process) -> str:
     """Return the process's directory; a removed one keeps its name. Empty when it cannot be seen."""
     try:

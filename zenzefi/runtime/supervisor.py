@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import math
 import os
+import secrets
 import selectors
 import shutil
 import signal
@@ -29,6 +30,9 @@ from zenzefi.runtime.terminal import Terminal
 HEALTH_SECONDS = 90
 # An instance that is just stopping gets this long before a new one gives up on its data directory.
 HANDOVER_SECONDS = 30
+# Below those that the system gives to outgoing connections: of these, one that is free now may not be any more when the
+# demo server comes to listen on it, or comes back after its end.
+DEMO_PORTS = range(20_000, 32_000)
 
 
 class Stopped(Exception):
@@ -349,10 +353,14 @@ class Supervisor:
 
     @staticmethod
     def _free_port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
+        while True:
+            port = secrets.choice(DEMO_PORTS)
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                return port
 
 
 def _said(code: int) -> str:
