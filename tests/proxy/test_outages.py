@@ -33,6 +33,7 @@ BACK_WITHIN = 5.0
 def own(settings):
     with own_redis() as server:
         settings.REDIS_URL = server.url
+        settings.REDIS_TIMEOUT = 1.0
         yield server
 
 
