@@ -134,7 +134,7 @@ def answer_during(
         live.stop()
         live.start()
 
-        def ask(issued: Issued, act: Callable[[], object]) -> httpx.Response:
+        def ask(issued: Issued, act: Callable[[], object], *, is_cut: bool = True) -> httpx.Response:
             held = server.answers["held"] = Held()
             with live.client(issued.secret) as client, ThreadPoolExecutor(1) as pool:
                 client.get("status")
@@ -142,6 +142,9 @@ def answer_during(
                 try:
                     wait_until(held.arrived.is_set, what="the request at the upstream")
                     act()
+                    if is_cut:
+                        # The answer is the gateway's own, and comes while the upstream still thinks.
+                        wait_until(waiting.done, what="the end of the request")
                 finally:
                     held.let_go.set()
                 return waiting.result()
