@@ -476,7 +476,9 @@ class Pool:
                 # Whatever it was, the next round is a second away and everything depends on it.
                 logger.exception("The state of the servers could not be exchanged")
             try:
-                await asyncio.wait_for(self._news.wait(), SYNC_SECONDS)
+                # Not wait_for: before Python 3.12 it forgets that the task was cancelled in the moment of news.
+                async with asyncio.timeout(SYNC_SECONDS):
+                    await self._news.wait()
             except TimeoutError:
                 pass
             self._news.clear()

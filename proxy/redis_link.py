@@ -55,8 +55,6 @@ class _Wire(asyncio.Protocol):
         #: Calls that were written and not answered yet; those in ``_outgoing`` are pending too.
         self._unanswered = 0
         self.pending: deque[tuple[asyncio.Future[Any], float]] = deque()
-        #: A call that was found to wait too long at the last look.
-        self.overdue: asyncio.Future[Any] | None = None
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -142,6 +140,8 @@ class RedisLink:
         self._wire: _Wire | None = None
         self._task: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
+        #: The call that the last look found waiting for too long.
+        self._overdue: asyncio.Future[Any] | None = None
         #: False while calls would only wait for nothing.
         self.up = False
 
@@ -154,9 +154,12 @@ class RedisLink:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self.up = False
-        if self._wire is not None:
-            self._wire.fail(RedisAway("the gateway stops"))
+        up, self.up = self.up, False
+        if (wire := self._wire) is not None:
+            if up and wire.pending:
+                # What was told last may not have left yet.
+                await asyncio.wait([future for future, _ in wire.pending], timeout=self._timeout)
+            wire.fail(RedisAway("the gateway stops"))
 
     def call(self, *command: Any) -> Awaitable[Any]:
         """Send one command. Raises :class:`RedisAway` or, for an error of the command, ``hiredis.ReplyError``."""
@@ -198,16 +201,13 @@ class RedisLink:
         One look for all calls instead of a timer each; a stopped or frozen Redis ends them together.
         """
         wire = self._wire
-        if wire is None:
-            return
-        overdue = None
-        if wire.pending and monotonic() - wire.pending[0][1] > self._timeout:
-            overdue = wire.pending[0][0]
-            if overdue is wire.overdue:
-                wire.fail(RedisAway(f"no answer within {self._timeout:g} s"))
-                return
-        # Where this process was held up itself, the answer is there and will be read before the next look.
-        wire.overdue = overdue
+        if wire is None or not wire.pending or monotonic() - wire.pending[0][1] <= self._timeout:
+            self._overdue = None
+        elif wire.pending[0][0] is self._overdue:
+            wire.fail(RedisAway(f"no answer within {self._timeout:g} s"))
+        else:
+            # If it was this process that stood still the answer is here, and is read before the next look.
+            self._overdue = wire.pending[0][0]
 
     def _on_lost(self, wire: _Wire) -> None:
         if wire is self._wire:
@@ -222,7 +222,9 @@ class RedisLink:
             if self.up:
                 # A frozen Redis is noticed even when nobody asks.
                 try:
-                    await asyncio.wait_for(self._lost.wait(), 1.0)
+                    # Not wait_for: before Python 3.12 it forgets that the task was cancelled in the moment of a loss.
+                    async with asyncio.timeout(1.0):
+                        await self._lost.wait()
                 except TimeoutError:
                     if self._wire is not None and not self._wire.pending:
                         self._wire.call(hiredis.pack_command((b"PING",)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import psutil
 from django.core.management import call_command
 
 from proxy.edge_log import EdgeLog
@@ -95,12 +97,20 @@ class Carrier:
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-        wait_until(accepts, seconds=10, what="nginx")
+        wait_until(accepts, seconds=30, what="nginx")
         return self
 
     def reload(self) -> None:
+        """Have the configuration read again; from the end of this on nobody is served by the one before."""
         assert self._process is not None
-        self._process.send_signal(1)
+        master = psutil.Process(self._process.pid)
+        before = master.children()
+        self._process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: {one.pid for one in master.children()}.isdisjoint(one.pid for one in before),
+            seconds=30,
+            what="the end of nginx's workers of before",
+        )
 
     def stop(self) -> None:
         process, self._process = self._process, None
@@ -108,9 +118,11 @@ class Carrier:
             return
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
-            process.kill()
+            # Killed, it would leave its workers behind.
+            for one in [*psutil.Process(process.pid).children(), process]:
+                one.kill()
             process.wait()
 
     def client(self, token: str | None = None, *, device: str | None = DEVICE) -> httpx.Client:
@@ -120,10 +132,10 @@ class Carrier:
             headers["X-Access-Token"] = token
         if device is not None:
             headers["X-Device-ID"] = device
-        return httpx.Client(base_url=f"{self.url}/api/v1/proxy/", headers=headers, timeout=15, trust_env=False)
+        return httpx.Client(base_url=f"{self.url}/api/v1/proxy/", headers=headers, timeout=30, trust_env=False)
 
     def raw(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
 
 def _edge_config(directory: str) -> None:
@@ -135,9 +147,8 @@ def _edge_config(directory: str) -> None:
 def carrier(directory: Path, live: LiveGateway, **options: bool | int) -> Iterator[Carrier]:
     one = Carrier(directory, gateway_port=live.port, **options)  # type: ignore[arg-type]
     one.write()
-    one.start()
     try:
-        yield one
+        yield one.start()
     finally:
         one.stop()
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import pytest
 from django.contrib.auth import get_user_model
 from django.test import override_settings
@@ -15,8 +18,8 @@ from django.test import override_settings
 from proxy.administration import set_token_limits
 from tests.database import Reset
 from tests.proxy.live import DEVICE, LiveGateway
-from tests.proxy.mirror import Mirror, Wire
-from tests.upstream import RecordingUpstream
+from tests.proxy.mirror import Held, Mirror, Wire
+from tests.upstream import RecordingUpstream, wait_until
 from tokens import secrets
 from tokens.models import AccessToken
 from zenzefi.lib import clock
@@ -106,9 +109,47 @@ def allow() -> Callable[..., None]:
     """Sets limits of a token, and the networks it may be used from."""
 
     def change(issued: Issued, allowed_ips: list[str] | None = None, **limits: int | None) -> None:
+        if any(name.endswith(("_per_day", "_per_month")) for name in limits):
+            stay_within_a_day()
         set_token_limits(token_id=issued.token.pk, limits=limits, allowed_ips=allowed_ips, actor=None, reason="a test")
 
     return change
+
+
+def stay_within_a_day() -> None:
+    """Wait for a UTC midnight that is near: a test of what is counted by the day has one day to be in."""
+    now = clock.now()
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    if (left := (midnight - now).total_seconds()) < 40:
+        time.sleep(left + 0.1)
+
+
+@pytest.fixture
+def answer_during(
+    live: LiveGateway, settings: Any
+) -> Iterator[Callable[[Issued, Callable[[], object]], httpx.Response]]:
+    """Sends a request, acts while the upstream thinks about it, however long that takes, and returns the answer."""
+    with Mirror() as server:
+        settings.ZENZEFI_TARGET_URLS = [server.url]
+        live.stop()
+        live.start()
+
+        def ask(issued: Issued, act: Callable[[], object], *, is_cut: bool = True) -> httpx.Response:
+            held = server.answers["held"] = Held()
+            with live.client(issued.secret) as client, ThreadPoolExecutor(1) as pool:
+                client.get("status")
+                waiting = pool.submit(client.get, "held")
+                try:
+                    wait_until(held.arrived.is_set, what="the request at the upstream")
+                    act()
+                    if is_cut:
+                        # The answer is the gateway's own, and comes while the upstream still thinks.
+                        wait_until(waiting.done, what="the end of the request")
+                finally:
+                    held.let_go.set()
+                return waiting.result()
+
+        yield ask
 
 
 @dataclass
@@ -132,7 +173,7 @@ class Served:
             *(extra, body),
         )
 
-    def wire(self, *, timeout: float = 10) -> Wire:
+    def wire(self, *, timeout: float = 30) -> Wire:
         return Wire(self.live.port, timeout=timeout)
 
     @property

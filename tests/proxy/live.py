@@ -25,6 +25,7 @@ class LiveGateway:
 
     def __init__(self, *, port: int = 0) -> None:
         self.gateway = Gateway()
+        self._wanted_port = port
         self.port = port
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -53,7 +54,8 @@ class LiveGateway:
             config = uvicorn.Config(
                 self._application,
                 host="127.0.0.1",
-                port=self.port,
+                # Another one at each start: the last may be the near end of another test's connection by now.
+                port=self._wanted_port,
                 interface="asgi3",
                 log_level="warning",
                 log_config=None,
@@ -78,7 +80,7 @@ class LiveGateway:
 
         self._thread = threading.Thread(target=run, name="live-gateway", daemon=True)
         self._thread.start()
-        assert ready.wait(15), "the gateway did not start"
+        assert ready.wait(40), "the gateway did not start"
         if failures:
             raise failures[0]
         assert self.port
@@ -89,7 +91,7 @@ class LiveGateway:
         if server is None or self._thread is None:
             return
         server.should_exit = True
-        self._thread.join(15)
+        self._thread.join(40)
         # Process-wide, and here several workers share the process.
         health.draining.clear()
         assert not self._thread.is_alive(), "the gateway did not stop"
@@ -97,7 +99,7 @@ class LiveGateway:
     def run(self, coroutine: Any) -> Any:
         """Run a coroutine in the gateway's event loop and return its result."""
         assert self.loop is not None
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
 
     def client(self, token: str | None = None, *, device: str | None = DEVICE, **options: Any) -> httpx.Client:
         """Return an HTTP client for paths below the proxy's prefix."""
@@ -106,10 +108,10 @@ class LiveGateway:
             headers["X-Access-Token"] = token
         if device is not None:
             headers["X-Device-ID"] = device
-        return httpx.Client(base_url=f"{self.proxy}/", headers=headers, timeout=15, trust_env=False, **options)
+        return httpx.Client(base_url=f"{self.proxy}/", headers=headers, timeout=30, trust_env=False, **options)
 
     def raw(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Self]:

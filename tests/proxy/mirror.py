@@ -57,6 +57,20 @@ Answer = bytes | Callable[[Peer], Awaitable[bool | None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
+class Held:
+    """An answer that is kept back from when the request has ``arrived`` until ``let_go`` is set."""
+
+    def __init__(self, answer: bytes = OK) -> None:
+        self.answer = answer
+        self.arrived = threading.Event()
+        self.let_go = threading.Event()
+
+    async def __call__(self, peer: Peer) -> None:
+        self.arrived.set()
+        assert await asyncio.to_thread(self.let_go.wait, 60), "nobody let the answer go"
+        await peer.send(self.answer)
+
+
 class Mirror:
     """Answers ``/<key>...`` with ``answers[key]`` and ``OK`` where there is none.
 
@@ -88,13 +102,13 @@ class Mirror:
         started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), daemon=True)
         self._thread.start()
-        assert started.wait(10), "the mirror did not start"
+        assert started.wait(30), "the mirror did not start"
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._loop is not None and self._stopping is not None and self._thread is not None
         self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(10)
+        self._thread.join(30)
         assert not self._thread.is_alive(), "the mirror did not stop"
 
     async def _serve(self, started: threading.Event) -> None:
@@ -110,9 +124,12 @@ class Mirror:
             self.open += 1
             try:
                 await self._requests(reader, writer, self.accepted)
-            except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            except (OSError, asyncio.IncompleteReadError):
                 # The other side's going is for the tests to judge.
                 pass
+            except asyncio.CancelledError:
+                # What nobody has read would keep the connection open beyond the loop.
+                writer.transport.abort()
             finally:
                 self.open -= 1
                 running.discard(task)
@@ -206,7 +223,7 @@ class Got:
 class Wire:
     """A connection that reads answers strictly."""
 
-    def __init__(self, port: int, *, timeout: float = 10) -> None:
+    def __init__(self, port: int, *, timeout: float = 30) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._pending = bytearray()

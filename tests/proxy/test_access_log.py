@@ -178,7 +178,7 @@ def test_a_websocket(restart, upstream, issue, written):
     live, issued = restart(), issue()
     with open_socket(live, issued.secret, headers={"traceparent": TRACEPARENT}) as peer:
         peer.send("x" * 100)
-        assert peer.recv(5) == "x" * 100
+        assert peer.recv(20) == "x" * 100
         assert written.lines == []
 
     [line] = written.wait_for(1)
@@ -197,7 +197,7 @@ def test_refused_and_cut_websockets(restart, upstream, issue, written):
         open_socket(live, issued.secret, path="json")
     with open_socket(live, issued.secret) as peer:
         peer.send("x")
-        peer.recv(5)
+        peer.recv(20)
         revoke_token(token_id=issued.token.pk, actor=None, refund=False)
         wait_until(lambda: len(live.gateway.registry) == 0, what="the end of the exchange")
 
@@ -210,7 +210,7 @@ def test_refused_and_cut_websockets(restart, upstream, issue, written):
 
 def test_failures_name_the_server(restart, settings, issue, written):
     with RawUpstream(b"nonsense\r\n\r\n") as server:
-        UpstreamTarget.objects.create(name="zen-1", url=server.url)
+        UpstreamTarget.objects.create(name="zen-1", url=server.url, probe_path="")
         live = restart()
         with live.client(issue().secret) as client:
             assert client.get("x").headers["x-zenzefi-error"] == "upstream_invalid"

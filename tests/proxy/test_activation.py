@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -12,7 +11,7 @@ from notifications.models import OutboxEvent
 from proxy import keys, services
 from tests.proxy.live import DEVICE, LiveGateway
 from tests.proxy.test_refusals import assert_refused
-from tests.upstream import unused_port, wait_until
+from tests.upstream import unused_port
 from tokens.models import AccessToken
 from tokens.services import revoke_token
 from zenzefi.lib import redis as redis_client
@@ -57,7 +56,7 @@ def test_many_first_requests_at_once_start_it_once(live, issue):
         async def all_at_once():
             limits = httpx.Limits(max_connections=50)
             headers = {"X-Access-Token": issued.secret, "X-Device-ID": DEVICE}
-            async with httpx.AsyncClient(trust_env=False, timeout=20, limits=limits, headers=headers) as client:
+            async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits, headers=headers) as client:
                 urls = [f"{server.proxy}/json" for server in (live, other)] * 20
                 answers = await asyncio.gather(*(client.get(url) for url in urls))
                 statuses = await asyncio.gather(*(client.get(f"{s.proxy}/status") for s in (live, other)))
@@ -167,16 +166,9 @@ def test_a_token_revoked_during_its_first_request_stays_unused(live, issue):
     assert issued.reload().activated_at is None
 
 
-def test_a_revoked_token_is_not_activated_by_a_waiting_answer(live, upstream, issue):
+def test_a_revoked_token_is_not_activated_by_a_waiting_answer(issue, answer_during):
     issued = issue()
-    with live.client(issued.secret) as client:
-        client.get("status")
-
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(client.get, "slow?seconds=1")
-            wait_until(lambda: upstream.requests, what="the request at the upstream")
-            revoke_token(token_id=issued.token.pk, actor=None, refund=False)
-            answer = waiting.result()
+    answer = answer_during(issued, lambda: revoke_token(token_id=issued.token.pk, actor=None, refund=False))
 
     assert_refused(answer, 401, "token_revoked")
     assert issued.reload().activated_at is None
@@ -217,5 +209,5 @@ def test_a_fresh_pending_activation_is_left_to_its_worker(live, issue):
     now = round(datetime.now(UTC).timestamp() * 1000)
     redis_client.client().hset(keys.pending_activations(), str(issued.token.pk), f"{now} {issued.token.digest}")
 
-    assert services.store_pending_activations(older_than=timedelta(seconds=5)) == 0
+    assert services.store_pending_activations(older_than=timedelta(minutes=1)) == 0
     assert issued.reload().activated_at is None

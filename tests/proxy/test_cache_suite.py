@@ -47,12 +47,13 @@ def mirror(tmp_path_factory):
         },
         stdout=subprocess.PIPE,
     )
-    assert process.stdout is not None
-    assert b"Listening" in process.stdout.readline()
-    yield SimpleNamespace(url=f"http://localhost:{port}", directory=directory)
-    process.terminate()
-    process.wait(10)
-    process.stdout.close()
+    with process:
+        try:
+            assert process.stdout is not None
+            assert b"Listening" in process.stdout.readline()
+            yield SimpleNamespace(url=f"http://localhost:{port}", directory=directory)
+        finally:
+            process.kill()
 
 
 def results(base: str, *, secret: str = "", preload: str = "") -> dict[str, Any]:
@@ -69,12 +70,13 @@ def results(base: str, *, secret: str = "", preload: str = "") -> dict[str, Any]
         },
         capture_output=True,
         check=True,
-        timeout=110,
+        timeout=200,
     )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
+@pytest.mark.timeout(450)
 def test_it_comes_out_as_without_a_gateway(served, mirror):
     preload = mirror.directory / "credentials.mjs"
     preload.write_text(PRELOAD)

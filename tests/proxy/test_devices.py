@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+import time
 from collections import Counter
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from proxy import keys, services
 from proxy.validation import Script
 from tests.proxy.live import DEVICE, LiveGateway
+from tests.redis_server import forget_keys
 from tests.upstream import wait_until
 from tokens.services import release_device
 from zenzefi.lib import redis as redis_client
@@ -33,7 +35,7 @@ def race(live, secret, count):
     """Send one request from each of ``count`` devices at once; return their status codes."""
 
     async def all_at_once():
-        async with httpx.AsyncClient(trust_env=False, timeout=20, limits=httpx.Limits(max_connections=count)) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=60, limits=httpx.Limits(max_connections=count)) as client:
 
             async def one(number):
                 headers = {"X-Access-Token": secret, "X-Device-ID": f"device-{number:04d}"}
@@ -79,7 +81,8 @@ def test_without_the_check_in_the_script_the_race_appears(live, issue, monkeypat
 
 
 def test_an_idle_claim_ends(settings, live, issue):
-    settings.DEVICE_IDLE_SECONDS = 1
+    # Long enough for one request after another on a busy machine.
+    settings.DEVICE_IDLE_SECONDS = 4
     live.stop()
     live.start()
     issued = issue()
@@ -112,8 +115,10 @@ def test_the_owner_releases_the_device_at_once(live, issue):
         assert first.get("json").status_code == 409
 
 
+@pytest.mark.slow
 def test_an_open_stream_keeps_its_claim(settings, live, issue):
-    settings.DEVICE_IDLE_SECONDS = 2
+    # It is looked after once a second, and on a busy machine later.
+    settings.DEVICE_IDLE_SECONDS = 5
     live.stop()
     live.start()
     issued = issue()
@@ -123,7 +128,8 @@ def test_an_open_stream_keeps_its_claim(settings, live, issue):
         live.client(issued.secret, device="another-device") as second,
     ):
         lines = stream.iter_lines()
-        for _ in range(60):
+        until = time.monotonic() + 6.5
+        while time.monotonic() < until:
             next(lines)
         assert second.get("json").status_code == 409
 
@@ -151,7 +157,7 @@ def test_a_redis_that_lost_everything_still_knows_the_device(live, issue):
     wait_until(lambda: redis_client.client().xlen(keys.meter_stream()), what="the counts in Redis")
     services.flush_meter_stream()
     assert issued.reload().device_id == DEVICE
-    redis_client.client().flushdb()
+    forget_keys(keys.prefix())
 
     with live.client(issued.secret, device="another-device") as second:
         assert second.get("json").status_code == 409

@@ -188,6 +188,6 @@ def test_nginx_takes_what_ships_as_it_stands(tmp_path: Path, settings):
         (tmp_path / "zenzefi" / path.name).write_text(path.read_text())
     edge_config.write(edge_config.render(specs), tmp_path / "zenzefi")
     command = [nginx_program(), "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert "syntax is ok" in done.stderr, done.stderr
     assert "[warn]" not in done.stderr and "[emerg]" not in done.stderr

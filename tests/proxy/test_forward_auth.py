@@ -27,6 +27,7 @@ from proxy.models import ScopeRule, Session
 from tests.proxy.live import DEVICE, LiveGateway, read_response
 from tests.proxy.servers import own_redis
 from tests.proxy.test_metering import handed_over
+from tests.proxy.test_observability import flush_figures, value
 from tests.proxy.test_quotas import admitted
 from tests.proxy.test_refusals import OTHER_DEVICE, assert_untouched
 from tests.proxy.test_scopes import ATTACKS
@@ -261,7 +262,6 @@ def test_the_original_method_is_judged(live, issue, form):
     ScopeRule.objects.create(scope=scope, pattern="inspect", method="GET")
     wait_until(
         lambda: live.gateway._table is not None and live.gateway._table.is_open("readers", b"inspect", "GET"),
-        seconds=10,
         what="the rule",
     )
     issued = issue(scope="readers", active_for=DAY)
@@ -562,11 +562,12 @@ def test_the_first_admitted_request_starts_the_clock(live, issue, form):
     issued = issue(hours=12)
     assert ask(live, form, "json", issued.secret, device="short").status == 400
     assert issued.reload().activated_at is None
+    before = clock.now()
 
     assert ask(live, form, "json", issued.secret).status == 200
 
     token = issued.reload()
-    assert abs(token.activated_at - clock.now()) < timedelta(seconds=5)
+    assert before - timedelta(seconds=1) < token.activated_at < clock.now() + timedelta(seconds=1)
     assert token.expires_at - token.activated_at == timedelta(hours=12)
     ask(live, form, "json", issued.secret)
     assert issued.reload().activated_at == token.activated_at
@@ -659,15 +660,17 @@ def test_the_address_is_what_trusted_proxies_say(settings, upstream, transaction
 
 def test_outcomes_are_told_apart(live, issue):
     issued = issue()
+    outcomes = ("let_through", "not_found", "device_conflict")
+
+    def counted() -> list[float]:
+        live.run(flush_figures(live))
+        return [value("zenzefi_proxy_requests_total", outcome=outcome, kind="http") for outcome in outcomes]
+
+    before = counted()
     ask(live, "envoy", "json", issued.secret)
     ask(live, "envoy", "json", issued.secret, proof="wrong")
     ask(live, "forward", "json", issued.secret, device=OTHER_DEVICE)
-    outcomes = live.gateway.metrics._outcomes
-    assert {name: outcomes.get(name) for name in ("let_through", "not_found", "device_conflict")} == {
-        "let_through": 1,
-        "not_found": 1,
-        "device_conflict": 1,
-    }
+    assert counted() == [number + 1 for number in before]
 
 
 # --- what is shipped
@@ -764,12 +767,12 @@ class Caddy:
                 return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
         try:
-            wait_until(accepts, seconds=15, what="Caddy")
+            wait_until(accepts, seconds=40, what="Caddy")
             yield self
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -778,7 +781,7 @@ class Caddy:
         own = {"X-Device-ID": DEVICE, "Accept-Encoding": "identity"}
         if token is not None:
             own["X-Access-Token"] = token
-        return httpx.Client(base_url=f"{self.url}/", headers=own | headers, timeout=15, trust_env=False)
+        return httpx.Client(base_url=f"{self.url}/", headers=own | headers, timeout=30, trust_env=False)
 
 
 @pytest.fixture
@@ -842,7 +845,7 @@ def test_caddy_carries_with_our_identity_and_without_credentials(caddy, live, up
 )
 def test_caddy_carries_the_path_as_it_was_judged(caddy, upstream, issue, path):
     issued = issue(active_for=DAY)
-    with socket.create_connection(("127.0.0.1", caddy.port), timeout=10) as peer:
+    with socket.create_connection(("127.0.0.1", caddy.port), timeout=30) as peer:
         request = f"GET /api/v1/proxy{path} HTTP/1.1\r\nHost: x\r\nX-Access-Token: {issued.secret}\r\n"
         peer.sendall(f"{request}X-Device-ID: {DEVICE}\r\nConnection: close\r\n\r\n".encode())
         peer.recv(65536)
@@ -891,7 +894,7 @@ def test_refusals_arrive_through_caddy(caddy, live, upstream, issue, allow):
 def test_a_raw_way_past_a_scope_ends_at_caddy_or_the_gateway(caddy, upstream, issue):
     issued = issue(scope="certificates_only")
     for path in WAYS_PAST:
-        with socket.create_connection(("127.0.0.1", caddy.port), timeout=10) as peer:
+        with socket.create_connection(("127.0.0.1", caddy.port), timeout=30) as peer:
             head = b"GET /api/v1/proxy/" + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
             peer.sendall(head + f"X-Access-Token: {issued.secret}\r\nX-Device-ID: {DEVICE}\r\n\r\n".encode())
             status = int(peer.recv(65536).split(b" ")[1])
@@ -933,11 +936,11 @@ def test_a_websocket_passes_through_caddy(caddy, upstream, issue):
 
     def connect(token: str):
         headers = {"X-Access-Token": token, "X-Device-ID": DEVICE}
-        return websockets.sync.client.connect(url, additional_headers=headers, proxy=None, open_timeout=10)
+        return websockets.sync.client.connect(url, additional_headers=headers, proxy=None, open_timeout=30)
 
     with connect(issued.secret) as peer:
         peer.send("hello")
-        assert peer.recv(10) == "hello"
+        assert peer.recv(20) == "hello"
     with pytest.raises(InvalidStatus) as refused:
         connect(secrets.generate())
     assert refused.value.response.headers["x-zenzefi-error"] == "token_invalid"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import httpx
@@ -17,7 +16,6 @@ from tests.factories import UserFactory
 from tests.proxy.test_headers import received
 from tests.proxy.test_refusals import assert_refused, assert_untouched
 from tests.redis_server import own_redis  # noqa: F401 - a fixture
-from tests.upstream import wait_until
 from tokens.api import gifts as views
 from tokens.models import Gift
 from tokens.services import cancel_gift, claim_gift, offer_gift, reject_gift
@@ -86,23 +84,13 @@ def test_a_device_of_the_giver_does_not_keep_the_friend_out(live, issue, friend)
         assert other.get("json").status_code == 200
 
 
-def answer_while(live, issued, upstream, act):
-    """Send a first request, act while the upstream thinks about it, and return the answer."""
-    with live.client(issued.secret) as client, ThreadPoolExecutor(1) as pool:
-        client.get("status")
-        waiting = pool.submit(client.get, "slow?seconds=1")
-        wait_until(lambda: upstream.requests, what="the request at the upstream")
-        act()
-        return waiting.result()
-
-
 def assert_nothing_started(issued):
     assert issued.reload().activated_at is None
     assert not redis_client.client().exists(keys.pending_activations())
 
 
 @pytest.mark.parametrize("signal", ["told", "lost"])
-def test_a_gift_during_the_first_request_leaves_it_unused(live, upstream, issue, friend, signal):
+def test_a_gift_during_the_first_request_leaves_it_unused(live, answer_during, issue, friend, signal):
     issued = issue()
     receivers, cache = credentials_changed.receivers, credentials_changed.sender_receivers_cache
     if signal == "lost":
@@ -110,7 +98,7 @@ def test_a_gift_during_the_first_request_leaves_it_unused(live, upstream, issue,
         cache.clear()
     try:
         gifts = []
-        answer = answer_while(live, issued, upstream, lambda: gifts.append(give(issued)))
+        answer = answer_during(issued, lambda: gifts.append(give(issued)), is_cut=signal == "told")
         assert answer.status_code == 401
         assert_nothing_started(issued)
         with live.client(issued.secret) as client:
@@ -127,9 +115,9 @@ def test_a_gift_during_the_first_request_leaves_it_unused(live, upstream, issue,
         assert other.get("status").json()["status"] == "ready"
 
 
-def test_a_gift_claimed_during_the_givers_first_request_is_the_friends(live, upstream, issue, friend):
+def test_a_gift_claimed_during_the_givers_first_request_is_the_friends(answer_during, issue, friend):
     issued = issue()
-    answer = answer_while(live, issued, upstream, lambda: claim_gift(code=give(issued).code, claimer=friend))
+    answer = answer_during(issued, lambda: claim_gift(code=give(issued).code, claimer=friend))
     assert answer.status_code == 401
     assert_nothing_started(issued)
     assert issued.token.owner == friend
@@ -176,7 +164,10 @@ def test_no_code_reaches_a_log_or_a_metric(live, issue, friend, caplog, monkeypa
     def broken(**_: object) -> None:
         raise RuntimeError(f"/api/v1/gifts/{code}/claim")
 
-    with httpx.Client(base_url=live.url, headers=headers, trust_env=False) as client, caplog.at_level(logging.DEBUG):
+    with (
+        httpx.Client(base_url=live.url, headers=headers, timeout=30, trust_env=False) as client,
+        caplog.at_level(logging.DEBUG),
+    ):
         monkeypatch.setattr(views.services, "claim_gift", broken)
         for spelling in (code, code.lower().replace("-", ""), code[5:]):
             assert client.post(f"/api/v1/gifts/{spelling}/claim", json={}).status_code == 500

@@ -16,7 +16,8 @@ from zenzefi.lib.streaming import INTERIM
 
 pytestmark = pytest.mark.django_db
 
-FIRST_BYTE = 1.0
+#: Seconds; what is answered at once is answered sooner on a busy machine, too.
+FIRST_BYTE = 4.0
 MOST = 20
 HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
 
@@ -34,7 +35,7 @@ def ask(served, target: bytes, extra: bytes = b"", body: bytes = b"", *, method:
 
 def settled(served) -> None:
     wait_until(lambda: served.in_use == 0, what="the connections' return")
-    assert len(served.live.gateway.registry) == 0
+    wait_until(lambda: len(served.live.gateway.registry) == 0, what="the end of the exchanges")
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"DELETE"])
@@ -62,11 +63,11 @@ def test_it_is_not_held_back(served, mirror):
 
     async def slow(peer: Peer) -> None:
         await peer.send(HINT)
-        assert await asyncio.to_thread(arrived.wait, 5)
+        assert await asyncio.to_thread(arrived.wait, 20)
         await peer.send(OK)
 
     mirror.answers["slow"] = slow
-    with served.wire(timeout=5) as wire:
+    with served.wire() as wire:
         wire.send(served.request(b"slow"))
         status, reason, fields = wire.head()
         assert (status, reason, fields[0]) == (103, b"Early Hints", (b"link", b"</a.css>; rel=preload"))
@@ -85,7 +86,7 @@ def test_it_comes_while_the_body_is_on_its_way(served, mirror):
 
     mirror.answers["eager"] = eager
     mirror.early.add("eager")
-    with served.wire(timeout=5) as wire:
+    with served.wire() as wire:
         wire.send(served.request(b"eager", b"Content-Length: 4\r\nExpect: 100-continue\r\n", method=b"POST"))
         assert {wire.head()[0], wire.head()[0]} == {100, 103}
         wire.send(b"body")
@@ -171,7 +172,7 @@ def test_it_is_no_answer_in_time(served, mirror):
     started = time.monotonic()
     got = ask(served, b"never")
     assert (got.status, got.code, got.interim) == (504, "upstream_timeout", [103])
-    assert FIRST_BYTE - 0.2 < time.monotonic() - started < FIRST_BYTE + 3
+    assert FIRST_BYTE - 0.2 < time.monotonic() - started < FIRST_BYTE + 15
     settled(served)
 
 
@@ -203,7 +204,7 @@ def test_a_server_that_does_not_know_them_gets_none(served, mirror):
 
     async def call() -> None:
         async def receive() -> dict:
-            await asyncio.sleep(10)
+            await asyncio.sleep(60)
             return {"type": "http.disconnect"}
 
         async def send(message: dict) -> None:
@@ -253,8 +254,8 @@ def test_a_client_that_reads_slowly_gets_all_of_them(served, mirror):
     # What an earlier test left under way must not fail in this one.
     wait_until(lambda: len(served.live.gateway.registry) == 0, what="the end of what runs")
     failures = [target.circuit.failures for target in served.live.gateway.upstream.targets]
-    with served.wire(timeout=20) as wire:
-        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with served.wire() as wire:
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         wire.send(served.request(b"wide"))
         time.sleep(FIRST_BYTE + 0.5)
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)

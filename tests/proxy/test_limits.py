@@ -13,11 +13,19 @@ from tests.proxy.live import LiveGateway
 from tests.proxy.test_refusals import assert_refused
 from zenzefi.lib import redis as redis_client
 
+#: Seconds. No test lasts as long, so that what is counted in it stays counted.
+WINDOW = 60
+
 
 @pytest.fixture
-def limited(settings, upstream, transactional_db):
+def window():
+    return WINDOW
+
+
+@pytest.fixture
+def limited(settings, upstream, transactional_db, window):
     policy = settings.RATE_LIMITS["proxy"]
-    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "proxy": type(policy)(5, 2)}
+    settings.RATE_LIMITS = {**settings.RATE_LIMITS, "proxy": type(policy)(5, window)}
     with LiveGateway().running() as server:
         yield server
 
@@ -30,20 +38,22 @@ def test_the_limit_and_its_headers(limited, upstream, issue):
     assert [answer.headers["ratelimit"].partition(";t=")[0] for answer in answers] == [
         f'"proxy";r={left}' for left in (4, 3, 2, 1, 0)
     ]
-    assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"proxy";q=5;w=2'}
+    assert {answer.headers["ratelimit-policy"] for answer in answers} == {'"proxy";q=5;w=60'}
     assert_refused(refused, 429, "rate_limited")
-    assert 1 <= int(refused.headers["retry-after"]) <= 2
+    assert 1 <= int(refused.headers["retry-after"]) <= WINDOW
     assert refused.headers["ratelimit"].startswith('"proxy";r=0;t=')
-    assert refused.headers["ratelimit-policy"] == '"proxy";q=5;w=2'
+    assert refused.headers["ratelimit-policy"] == '"proxy";q=5;w=60'
     assert len(upstream.requests) == 5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [6])
 def test_the_window_slides(limited, issue):
     with limited.client(issue().secret) as client:
         assert client.get("json").status_code == 200
-        time.sleep(1.2)
+        time.sleep(3.5)
         assert [client.get("json").status_code for _ in range(5)] == [200, 200, 200, 200, 429]
-        time.sleep(0.9)
+        time.sleep(2.6)
         # Only the first has left the window: a fixed window would let five through now.
         assert [client.get("json").status_code for _ in range(2)] == [200, 429]
 
@@ -59,15 +69,13 @@ def test_exact_under_concurrency_and_over_workers(limited, upstream, issue):
                     codes.append(client.get("json").status_code)
 
         threads = [threading.Thread(target=send, args=(server,)) for server in (limited, other) for _ in range(5)]
-        started = time.monotonic()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        windows = (time.monotonic() - started) // 2 + 1
 
-    assert 5 <= Counter(codes)[200] <= 5 * windows
-    assert Counter(codes)[200] == len(upstream.requests)
+    assert Counter(codes) == {200: 5, 429: 35}
+    assert len(upstream.requests) == 5
 
 
 def test_tokens_have_windows_of_their_own_and_an_address_has_none(limited, issue):

@@ -246,6 +246,7 @@ def test_revocation_ends_sessions_at_once_and_late_counts_stay_with_them(live, i
         assert reasons(issued) == [""]
         # Counted after the revocation, by a worker that has not handed it over yet.
         client.get("bytes/1000")
+        wait_until(lambda: len(live.gateway.registry) == 0, what="the end of the exchange")
         revoke_token(token_id=issued.token.pk, actor=None, refund=False)
         assert reasons(issued) == ["revoked"]
         handed_over(live)

@@ -49,12 +49,12 @@ def test_requests_bytes_and_durations_are_counted(live, issue):
         client.post("sink?digest=0", content=b"x" * 500)
         client.get("json", headers={"X-Device-ID": ""})
 
-    def moved():
-        after = read()
-        return {key: after[key] - before[key] for key in names}
-
-    wait_until(lambda: moved()["refused"] == 1 and moved()["relayed"] == 4, what="the figures")
-    change = moved()
+    wait_until(lambda: len(live.gateway.registry) == 0, what="the end of the exchanges")
+    # All at once, rather than in the middle of being handed over.
+    live.run(flush_figures(live))
+    after = read()
+    change = {key: after[key] - before[key] for key in names}
+    assert (change["relayed"], change["refused"]) == (4, 1)
     assert change["out"] > 3000
     assert (change["in"], change["durations"], change["first bytes"]) == (500, 4, 4)
     assert (change["from postgresql"], change["from redis"]) == (1, 4)
@@ -98,8 +98,8 @@ LABELS = {
 
 def scraped(live) -> dict[str, list[tuple[dict[str, str], float]]]:
     """Return the gateway's samples by name as ``/metrics`` tells them."""
-    live.run(_flush(live))
-    answer = httpx.get(f"{live.url}/metrics", trust_env=False)
+    live.run(flush_figures(live))
+    answer = httpx.get(f"{live.url}/metrics", timeout=30, trust_env=False)
     assert answer.status_code == 200
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in text_string_to_metric_families(answer.text):
@@ -202,6 +202,10 @@ def test_refusals_are_counted_by_code_and_requests_by_kind(live, issue):
     with pytest.raises(InvalidStatus):
         open_socket(live, issued.secret, device="short")
     wait_until(lambda: len(live.gateway.registry) == 0, what="the end of the exchanges")
+    # A refusal is counted when the client may have it already.
+    wait_until(
+        lambda: moved("requests_total", outcome="device_malformed", kind="websocket") == 1, what="the last refusal"
+    )
 
     assert moved("refusals_total", code="device_malformed") == 4
     assert moved("refusals_total", code="token_missing") == 1
@@ -209,7 +213,6 @@ def test_refusals_are_counted_by_code_and_requests_by_kind(live, issue):
     assert moved("requests_total", outcome="2xx", kind="http") == 1
     assert moved("requests_total", outcome="4xx", kind="http") == 1
     assert moved("requests_total", outcome="device_malformed", kind="http") == 3
-    assert moved("requests_total", outcome="device_malformed", kind="websocket") == 1
     assert moved("requests_total", outcome="upstream_refused", kind="websocket") == 2
     assert moved("requests_total", outcome="1xx", kind="websocket") == 1
 
@@ -220,15 +223,15 @@ def test_overhead_is_what_the_server_is_not_to_blame_for(live, issue):
         client.get("json")
         wait_until(lambda: len(live.gateway.registry) == 0, what="the end of the exchange")
         moved = Moved(live)
-        client.get("slow?seconds=0.6")
+        client.get("slow?seconds=2")
         client.get("json", headers={"X-Device-ID": "short"})
 
     wait_until(lambda: moved("duration_seconds_count") == 1, what="the figures")
     # A refusal has no overhead over anything.
     assert moved("overhead_seconds_count") == 1
-    assert 0 < moved("overhead_seconds_sum") < 0.5
+    assert 0 < moved("overhead_seconds_sum") < 1.9
     assert moved("overhead_seconds_bucket", le="+Inf") == 1
-    assert moved("first_byte_seconds_sum") >= 0.6
+    assert moved("first_byte_seconds_sum") >= 2
     finest = min(float(labels["le"]) for labels, _ in scraped(live)["zenzefi_proxy_overhead_seconds_bucket"])
     assert finest == 0.00025
 
@@ -253,7 +256,7 @@ def test_open_streams_are_told_by_kind(live, upstream, issue):
 
 
 def test_failures_are_counted_by_server(live, settings, issue):
-    UpstreamTarget.objects.create(name="broken", url=f"http://127.0.0.1:{unused_port()}")
+    UpstreamTarget.objects.create(name="broken", url=f"http://127.0.0.1:{unused_port()}", probe_path="")
     live.stop()
     live.start()
     moved = Moved(live)
@@ -302,6 +305,7 @@ with LiveGateway().running() as live, live.client(token) as client:
 """
 
 
+@pytest.mark.timeout(300)
 def test_several_workers_count_together(client, live, issue, settings, monkeypatch, tmp_path):
     """Each is a process of its own that writes to the shared directory, as gunicorn's are."""
     issued = issue()
@@ -312,7 +316,7 @@ def test_several_workers_count_together(client, live, issue, settings, monkeypat
     }
     arguments = [str(connection.settings_dict["NAME"]), settings.REDIS_PREFIX, issued.secret]
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", _WORKER, *arguments], env=environment, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", _WORKER, *arguments], env=environment, check=True, timeout=120)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     lines = client.get("/metrics").text.splitlines()
 
@@ -324,5 +328,5 @@ def test_several_workers_count_together(client, live, issue, settings, monkeypat
     assert 'zenzefi_proxy_open_streams{kind="event_stream"} 0.0' in lines
 
 
-async def _flush(live):
+async def flush_figures(live):
     live.gateway.metrics.flush()

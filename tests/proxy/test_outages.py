@@ -40,6 +40,7 @@ LOST_WITHIN = 2.0
 def own(settings):
     with own_redis() as server:
         settings.REDIS_URL = server.url
+        settings.REDIS_TIMEOUT = 1.0
         yield server
 
 

@@ -25,6 +25,10 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "global_keyprefix": f"{REDIS_PREFIX}celery:",
 }
 
+# A busy machine is no Redis that is away. Tests of one that is say for themselves how long it is waited for.
+REDIS_TIMEOUT = 10.0
+CACHES["default"]["OPTIONS"] = {"SOCKET_CONNECT_TIMEOUT": REDIS_TIMEOUT, "SOCKET_TIMEOUT": REDIS_TIMEOUT}
+
 # Argon2 at its cheapest: still the algorithm of production, so upgrades and verification run the same code.
 PASSWORD_HASHERS = ["tests.hashers.CheapArgon2PasswordHasher"]
 EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
