@@ -69,7 +69,7 @@ from proxy.validation import (
 from proxy.websocket import relay_websocket
 from tokens import secrets
 from zenzefi.lib import health
-from zenzefi.lib.streaming import BODY_FOLLOWS, INTERIM
+from zenzefi.lib.streaming import ANSWER, BODY_FOLLOWS, INTERIM
 
 logger = logging.getLogger(__name__)
 
@@ -542,7 +542,7 @@ class Gateway:
                 elif may_be_carried(found, method, decision) and (
                     target := self.upstream.hand_over(decision.scope, carriers)
                 ):
-                    headers = self.edge.handover(
+                    lines, count = self.edge.handover(
                         target,
                         below=below,
                         query=scope["query_string"],
@@ -552,10 +552,9 @@ class Gateway:
                         forwarding=forwarding,
                         request_id=request_id,
                         arrived=started,
+                        rate=self.limit_headers(decision),
                     )
-                    headers.extend(self.limit_headers(decision))
-                    await send({"type": "http.response.start", "status": 200, "headers": headers, BODY_FOLLOWS: True})
-                    await send(_EMPTY_END)
+                    await send({"type": ANSWER, "lines": lines, "count": count})
                     code, handed, decided = HANDED_OVER, decision, monotonic()
                     carried_to = target.spec.name
                     return
