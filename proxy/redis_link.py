@@ -55,6 +55,8 @@ class _Wire(asyncio.Protocol):
         #: Calls that were written and not answered yet; those in ``_outgoing`` are pending too.
         self._unanswered = 0
         self.pending: deque[tuple[asyncio.Future[Any], float]] = deque()
+        #: A call that was found to wait too long at the last look.
+        self.overdue: asyncio.Future[Any] | None = None
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -196,8 +198,16 @@ class RedisLink:
         One look for all calls instead of a timer each; a stopped or frozen Redis ends them together.
         """
         wire = self._wire
-        if wire is not None and wire.pending and monotonic() - wire.pending[0][1] > self._timeout:
-            wire.fail(RedisAway(f"no answer within {self._timeout:g} s"))
+        if wire is None:
+            return
+        overdue = None
+        if wire.pending and monotonic() - wire.pending[0][1] > self._timeout:
+            overdue = wire.pending[0][0]
+            if overdue is wire.overdue:
+                wire.fail(RedisAway(f"no answer within {self._timeout:g} s"))
+                return
+        # Where this process was held up itself, the answer is there and will be read before the next look.
+        wire.overdue = overdue
 
     def _on_lost(self, wire: _Wire) -> None:
         if wire is self._wire:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from tests.database import django_db_setup  # noqa: F401 - a fixture, for every test
-from zenzefi.lib import redis as redis_client
+from tests.redis_server import forget_keys
 from zenzefi.runtime import servers
 from zenzefi.runtime.embedded import Lease
 
@@ -30,6 +31,27 @@ TOOLS = {
     "nginx": ("nginx",),
     "promtool": ("promtool",),
     "wrk": ("wrk",),
+}
+
+#: Tests that run one after the other on one worker, by the files' beginnings: whole platforms, which take all of a
+#: machine while they start, and several gateways under load, which are looked at by the clock. Beside each other they
+#: would measure each other, and those that share a platform would start one on each worker.
+GROUPS = {
+    "platforms": ("bench/", "e2e/", "runtime/"),
+    "processes": (
+        "proxy/test_cache_suite.py",
+        "proxy/test_capacity.py",
+        "proxy/test_metering_exact.py",
+        "proxy/test_outages.py",
+        "proxy/test_processes.py",
+        "proxy/test_restarts.py",
+        "proxy/test_slow_clients.py",
+        "proxy/test_streams.py",
+        "proxy/test_switch.py",
+        "proxy/test_token_limits.py",
+        "proxy/test_unix_socket.py",
+        "proxy/test_upstreams.py",
+    ),
 }
 
 #: The npm package of that name, where .ci/run puts it.
@@ -50,12 +72,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _no_keys_of_another_test() -> None:
     """Rate limits and caches of one test must not reach the next; only this worker's keys go."""
-    client = redis_client.client()
-    if keys := list(client.scan_iter(match=f"{settings.REDIS_PREFIX}*", count=1000)):
-        client.delete(*keys)
+    forget_keys(settings.REDIS_PREFIX)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(folder).as_posix()
+        for group, beginnings in GROUPS.items():
+            if path.startswith(beginnings):
+                item.add_marker(pytest.mark.xdist_group(group))
     for marker in _missing():
         for item in items:
             if item.get_closest_marker(marker):

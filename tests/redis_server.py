@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from zenzefi.lib import redis as redis_client
 from zenzefi.runtime.redis_server import RedisServer
 
 
@@ -44,3 +45,10 @@ def freeze(server: RedisServer) -> None:
 def thaw(server: RedisServer) -> None:
     for process in server.running():
         process.send_signal(signal.SIGCONT)
+
+
+def forget_keys(prefix: str) -> None:
+    """Empty the suite's Redis of the keys that begin so. Never all of it: other workers' tests are at work in it."""
+    client: Any = redis_client.client()
+    if keys := list(client.scan_iter(match=f"{prefix}*", count=1000)):
+        client.delete(*keys)

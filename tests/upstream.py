@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 import threading
@@ -15,11 +16,11 @@ from aiohttp import web
 
 from zenzefi.runtime.demo_upstream import Exchange, make_app, make_runner
 
-START_WITHIN_SECONDS = 10.0
-STOP_WITHIN_SECONDS = 5.0
+START_WITHIN_SECONDS = 30.0
+STOP_WITHIN_SECONDS = 20.0
 
 
-def wait_until(condition: Callable[[], object], *, seconds: float = 5.0, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], object], *, seconds: float = 20.0, what: str = "the condition") -> None:
     """Polls until the condition is true; raises AssertionError that names it when time is up."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -74,7 +75,7 @@ class RecordingUpstream:
         with self._lock:
             self._requests.clear()
 
-    def wait_for(self, count: int, *, seconds: float = 5.0) -> list[Exchange]:
+    def wait_for(self, count: int, *, seconds: float = 20.0) -> list[Exchange]:
         """The requests, once at least `count` of them have arrived and been handled to the end."""
         wait_until(
             lambda: sum(exchange.finished.is_set() for exchange in self.requests) >= count,
@@ -315,7 +316,21 @@ class RawUpstream:
                         return
 
 
-def unused_port(host: str = "127.0.0.1") -> int:
-    """A port where nothing listens at the moment."""
-    with socket.create_server((host, 0)) as listener:
-        return int(listener.getsockname()[1])
+#: Below where the system takes the ports of outgoing connections from: of those, one that was free a moment ago may be
+#: the near end of another test's connection when a server comes to listen on it.
+_PORTS = range(10_000, 32_000)
+
+
+def unused_port(host: str = "127.0.0.1", *, datagrams: bool = False) -> int:
+    """A port of TCP, or of UDP, where nothing listens at the moment and where no outgoing connection will be."""
+    while True:
+        port = random.choice(_PORTS)
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(type=socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM) as one,
+        ):
+            if not datagrams:
+                # As servers do, who may follow one that has just stopped.
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((host, port))
+            return port

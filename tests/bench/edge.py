@@ -30,9 +30,7 @@ class EdgeSettings:
 
 
 def edge_settings() -> EdgeSettings:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return EdgeSettings(secret="bench-" + os.urandom(20).hex(), log=f"127.0.0.1:{probe.getsockname()[1]}")
+    return EdgeSettings(secret="bench-" + os.urandom(20).hex(), log=f"127.0.0.1:{unused_port(datagrams=True)}")
 
 
 def _configure(directory: Path, port: int, gateway: Front, workers: int, environment: dict[str, str]) -> None:

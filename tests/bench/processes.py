@@ -1,6 +1,7 @@
 """Processes of one measurement: started, watched, and ended together with all they started."""
 
 import contextlib
+import os
 import resource
 import signal
 import subprocess
@@ -35,28 +36,58 @@ def running(
     stop_within: float = 10.0,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a command in a session of its own; at the end SIGTERM, then SIGKILL to whatever is left of it."""
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            list(command),
-            cwd=REPOSITORY,
-            env=dict(env) if env is not None else None,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    child: subprocess.Popen[bytes] | None = None
     try:
+        with log.open("wb") as output, signals_held_back():
+            child = subprocess.Popen(
+                list(command),
+                cwd=REPOSITORY,
+                env=dict(env) if env is not None else None,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         yield child
     finally:
-        family = family_of(child.pid)
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(stop_within)
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        child.wait()
+        if child is not None:
+            _end(child, stop_within)
+
+
+def _end(child: subprocess.Popen[bytes], within: float) -> None:
+    family = family_of(child.pid)
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(within)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    # Those that were started after the look at the family are in its session.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Keep SIGINT and SIGTERM until the end of the block, where nothing may be started and then forgotten.
+
+    Not masked, as the child would inherit that. Elsewhere than in the main thread signals do not arrive anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def family_of(pid: int) -> list[psutil.Process]:

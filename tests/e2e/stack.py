@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,17 +15,12 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.upstream import unused_port
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Variables of the machine that runs the tests must not leak into the platform under test.
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "USER", "VIRTUAL_ENV")
-
-
-def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
@@ -44,7 +38,7 @@ class Stack:
 
     def __init__(self, var_dir: Path, **variables: str) -> None:
         self.var_dir = var_dir
-        self.port = free_port()
+        self.port = unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             **{name: os.environ[name] for name in _KEPT if name in os.environ},

@@ -24,9 +24,7 @@ SECRET = "tests-only-edge-secret-0123456789abcdef"
 
 def edge_mode() -> dict[str, Any]:
     """Return the settings of edge mode, for a carrier on this machine."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        log = f"127.0.0.1:{probe.getsockname()[1]}"
+    log = f"127.0.0.1:{unused_port(datagrams=True)}"
     return {"EDGE_SECRET": SECRET, "EDGE_LOG": log, "TRUSTED_PROXIES": [ipaddress.ip_network("127.0.0.0/8")]}
 
 

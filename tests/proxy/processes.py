@@ -62,6 +62,9 @@ class WebServer:
                 "PORT": str(self.port),
                 "WEB_WORKERS": str(workers),
                 "GATEWAY_SHUTDOWN_GRACE": "2",
+                # A machine that is merely slow is not to be taken for neighbours that are away.
+                "REDIS_TIMEOUT": "10",
+                "DATABASE_TIMEOUT": "10",
                 **environment,
             },
         )
@@ -71,7 +74,7 @@ class WebServer:
         return f"{self.url}/api/v1/proxy"
 
     def await_start(self) -> None:
-        wait_until(self._serves, seconds=40, what="the web server")
+        wait_until(self._serves, seconds=60, what="the web server")
 
     def _serves(self) -> bool:
         assert self.process.poll() is None, "the web server ended"
@@ -95,6 +98,8 @@ class WebServer:
         """End every process of it at once, as ``kill -9`` does."""
         # Stopped first: it would start another worker, and its own end would let the workers stop in order.
         self.process.send_signal(signal.SIGSTOP)
+        master = psutil.Process(self.process.pid)
+        wait_until(lambda: master.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE), what="the master's halt")
         workers = self.workers()
         for worker in workers:
             worker.kill()
@@ -105,7 +110,7 @@ class WebServer:
     def stop(self) -> int:
         self.process.terminate()
         try:
-            return self.process.wait(15)
+            return self.process.wait(40)
         finally:
             if self.process.poll() is None:
                 self.kill()

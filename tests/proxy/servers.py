@@ -34,7 +34,7 @@ class OwnRedis:
         program = shutil.which("redis-server") or str(_BUNDLED)
         command = [program, "--port", "0", "--unixsocket", self.path, "--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(self._answers, seconds=10, what="redis-server")
+        wait_until(self._answers, seconds=30, what="redis-server")
         return self
 
     def _answers(self) -> bool:
@@ -67,9 +67,9 @@ class OwnRedis:
 def own_redis() -> Iterator[OwnRedis]:
     # A socket's name may have about a hundred bytes; a test's own directory can be longer.
     with tempfile.TemporaryDirectory(prefix="zr") as directory:
-        server = OwnRedis(directory).start()
+        server = OwnRedis(directory)
         try:
-            yield server
+            yield server.start()
         finally:
             server.thaw() if server._process is not None else None
             server.stop()
@@ -118,8 +118,8 @@ class Gate:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
-            self._listener = None
         with self._lock:
+            self._listener = None
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             for end in pair:
@@ -130,12 +130,22 @@ class Gate:
         while True:
             try:
                 near, _ = listener.accept()
-                far = socket.socket(socket.AF_UNIX)
-                far.connect(self._target)
             except OSError:
                 return
+            far = socket.socket(socket.AF_UNIX)
             with self._lock:
-                self._pairs.append((near, far))
+                # What came at the last moment before the closing is not to slip through.
+                open_still = self._listener is listener
+                if open_still:
+                    self._pairs.append((near, far))
+            try:
+                if not open_still:
+                    raise ConnectionAbortedError
+                far.connect(self._target)
+            except OSError:
+                near.close()
+                far.close()
+                continue
             for source, sink, look in ((near, far, self._asks), (far, near, self._answers)):
                 threading.Thread(target=self._pass_on, args=(source, sink, look), daemon=True).start()
 
@@ -150,7 +160,7 @@ class Gate:
         hold = self._hold
         if hold is not None and source in hold.sources:
             hold.answered.set()
-            assert hold.let_go.wait(20), "nobody let the answer go"
+            assert hold.let_go.wait(60), "nobody let the answer go"
 
     @staticmethod
     def _pass_on(

@@ -78,6 +78,8 @@ class Traffic(Clients):
                 if writer is not None:
                     writer.close()
                     writer = None
+                # Where nobody listens any more it would otherwise ask as fast as it can.
+                await asyncio.sleep(self.pause)
                 continue
             now = time.monotonic()
             code = next((line[17:].decode() for line in lines if line.startswith(b"x-zenzefi-error: ")), "")
@@ -88,6 +90,9 @@ class Traffic(Clients):
 
     def since(self, moment: float) -> Sequence[Answered]:
         return [answer for answer in self.answers if answer.at >= moment]
+
+    def asked_since(self, moment: float) -> Sequence[Answered]:
+        return [answer for answer in self.answers if answer.at - answer.seconds >= moment]
 
     @property
     def outcomes(self) -> Counter[str]:

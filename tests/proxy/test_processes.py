@@ -59,6 +59,10 @@ def watched(server: OwnRedis) -> Iterator[bytearray]:
         wait_until(lambda: seen.startswith(b"+OK"), what="the monitor")
         try:
             yield seen
+            # What it carried out before this has come when this has.
+            with redis.Redis.from_url(server.url) as client:
+                client.echo("the end of the watch")
+            wait_until(lambda: b"the end of the watch" in seen, what="the last of the commands")
         finally:
             peer.shutdown(socket.SHUT_RDWR)
             thread.join(10)
@@ -76,18 +80,24 @@ def test_two_processes_let_exactly_as_many_pass_in_any_window(settings, upstream
             web_servers(settings, upstream.url, 2, RATE_LIMIT_PROXY=f"{LIMIT}/{WINDOW_MS // 1000}") as pair,
             watched(own) as seen,
         ):
-            codes = hammer(pair, issued.secret, connections=64, seconds=2.4)
+            codes = hammer(pair, issued.secret, connections=64, seconds=3.4)
 
     # A refused request measures the list of moments; one that is let in adds its own right afterwards.
     window = re.escape(f"rate:{issued.token.pk}".encode())
-    looks = re.findall(rb'(\d+\.\d+) \[0 lua\] "(LLEN|RPUSH)" "[^"]*%b"(?: "(\d+)")?' % window, bytes(seen))
-    admitted = [int(stamp) for _at, command, stamp in looks if command == b"RPUSH"]
-    lookups = [
-        (float(at) * 1000, following == b"RPUSH")
-        for (at, command, _), (_, following, _) in zip(looks, [*looks[1:], (b"", b"", b"")], strict=True)
-        if command == b"LLEN"
-    ]
-    refused = [at for at, let_in in lookups if not let_in]
+    looks = re.findall(
+        rb'(\d+\.\d+) \[0 [^]]+\] "(?:(EVALSHA)"|(?i:(LLEN|RPUSH))" "[^"]*%b"(?: "(\d+)")?)' % window, bytes(seen)
+    )
+    admitted: list[int] = []
+    refused: list[float] = []
+    called = 0.0
+    for place, (at, begins, command, stamp) in enumerate(looks):
+        if begins:
+            called = float(at) * 1000
+        elif command == b"RPUSH":
+            admitted.append(int(stamp))
+        elif looks[place + 1 : place + 2] == [] or looks[place + 1][2] != b"RPUSH":
+            # When it was called, so before it looked at the clock.
+            refused.append(called)
 
     assert set(codes) == {200, 429}
     assert codes[200] == len(admitted) == upstream.targets.count(b"/json") >= 2 * LIMIT
@@ -95,9 +105,9 @@ def test_two_processes_let_exactly_as_many_pass_in_any_window(settings, upstream
     assert all(
         (later - earlier) % 2**31 >= WINDOW_MS for earlier, later in zip(admitted, admitted[LIMIT:], strict=False)
     )
-    # And nobody was refused while there was room: the same clock, without its upper bits, a moment later.
+    # And nobody was refused while there was room: the same clock, without its upper bits.
     for at in refused:
-        assert sum((int(at) - moment) % 2**31 < WINDOW_MS + 50 for moment in admitted) >= LIMIT
+        assert sum((int(at) - moment) % 2**31 <= WINDOW_MS or moment == int(at) + 1 for moment in admitted) >= LIMIT
     logger.warning("%d passed, %d were refused by two processes", codes[200], codes[429])
 
 
@@ -125,9 +135,10 @@ async def breaks(peer: Peer) -> None:
     peer.reset()
 
 
-def hesitates(seconds: float) -> Callable[[Peer], Awaitable[None]]:
+def waits_for(event: threading.Event) -> Callable[[Peer], Awaitable[None]]:
     async def answer(peer: Peer) -> None:
-        await asyncio.sleep(seconds)
+        while not event.is_set():  # noqa: ASYNC110 - it is set in another thread
+            await asyncio.sleep(0.01)
 
     return answer
 
@@ -143,9 +154,7 @@ def until_due(server):
         until = client.hget(keys.upstream(target.id), "until")
         return until is not None and seconds * 1000 + microseconds / 1000 > int(until)
 
-    wait_until(due, seconds=15, what="the end of the back-off")
-    # The workers reckon from when they heard of it.
-    time.sleep(0.1)
+    wait_until(due, what="the end of the back-off")
 
 
 @pytest.fixture
@@ -153,7 +162,7 @@ def tripped(settings, transactional_db, issue):
     """Two processes, of which the first has tripped over a server; the script says how that goes on."""
 
     @contextlib.contextmanager
-    def trip(*script):
+    def trip(*script, rest: int, lease: int):
         with Scripted(breaks, breaks, *script) as server:
             settings.ZENZEFI_TARGET_URLS = [server.url]
             with web_servers(
@@ -161,9 +170,9 @@ def tripped(settings, transactional_db, issue):
                 server.url,
                 2,
                 GATEWAY_EJECT_AFTER="2",
-                GATEWAY_EJECT_SECONDS="2",
-                GATEWAY_EJECT_MAX_SECONDS="2",
-                GATEWAY_LEASE_SECONDS="3",
+                GATEWAY_EJECT_SECONDS=str(rest),
+                GATEWAY_EJECT_MAX_SECONDS=str(rest),
+                GATEWAY_LEASE_SECONDS=str(lease),
             ) as [here, there]:
                 secret = issue().secret
                 assert [here.ask("POST", "x", secret).status_code for _ in range(2)] == [502, 502]
@@ -173,16 +182,30 @@ def tripped(settings, transactional_db, issue):
 
 
 def test_one_process_trips_and_one_trial_of_both_reopens(tripped):
-    with tripped(hesitates(1.5)) as found:
+    others_have_asked = threading.Event()
+    with tripped(waits_for(others_have_asked), rest=6, lease=60) as found:
         server, here, there, secret = found
         # Time for the news, well before the back-off is over.
-        time.sleep(0.4)
+        time.sleep(1)
         for _ in range(5):
             assert_refused(there.ask("POST", "x", secret), 503, "upstream_unavailable")
         assert server.asked == 2
 
         until_due(server)
-        codes = run_at_once(8, lambda number: (here, there)[number % 2].ask("POST", "x", secret).status_code)
+        codes: list[int] = []
+
+        def ask(number: int) -> None:
+            codes.append((here, there)[number % 2].ask("POST", "x", secret).status_code)
+            if len(codes) == 7:
+                others_have_asked.set()
+
+        def tried() -> bool:
+            # The workers reckon from when they heard of it, a moment later.
+            codes.clear()
+            run_at_once(8, ask)
+            return set(codes) != {503}
+
+        wait_until(tried, what="the trial")
         assert Counter(codes) == {204: 1, 503: 7}
         assert server.asked == 3
 
@@ -199,19 +222,27 @@ def test_one_process_trips_and_one_trial_of_both_reopens(tripped):
 
 def test_the_trial_of_a_killed_process_is_taken_over_within_its_lease(tripped):
     """kill -9 while it tries: until the lease ends nobody else does, then one of the others."""
-    with tripped(hesitates(60)) as found, ThreadPoolExecutor(1) as pool:
+    lease = 5
+    with tripped(waits_for(threading.Event()), rest=2, lease=lease) as found, ThreadPoolExecutor(1) as pool:
         server, victim, other, secret = found
         until_due(server)
-        tried = time.monotonic()
-        trial = pool.submit(victim.ask, "POST", "x", secret)
+
+        def ask():
+            # The worker reckons from when it heard of it, a moment later.
+            while (answer := victim.ask("POST", "x", secret)).status_code == 503:
+                time.sleep(0.05)
+            return answer
+
+        trial = pool.submit(ask)
         wait_until(lambda: server.asked == 3, what="the trial")
+        tried = time.monotonic()
         victim.kill()
         assert trial.exception() is not None
 
         refused = 0
         while other.ask("POST", "x", secret).status_code == 503:
             refused += 1
-            assert time.monotonic() - tried < 6, "nobody takes the trial over"
+            assert time.monotonic() - tried < lease + 5, "nobody takes the trial over"
             time.sleep(0.05)
         took = time.monotonic() - tried
         assert refused > 5
@@ -219,7 +250,7 @@ def test_the_trial_of_a_killed_process_is_taken_over_within_its_lease(tripped):
         assert took > 1
         assert server.asked == 4
         assert other.ask("POST", "x", secret).status_code == 204
-        logger.warning("taken over %.1f s after the trial began, with a lease of 3 s", took)
+        logger.warning("taken over %.1f s after the trial began, with a lease of %d s", took, lease)
 
 
 # --- revocation
@@ -237,7 +268,7 @@ def test_a_fill_under_way_in_another_process_does_not_bring_a_token_back(
             assert reader.gate is not None
             hold = reader.gate.hold_answers_to(issued.token.digest.encode())
             asked = pool.submit(reader.get, "json", issued.secret)
-            assert hold.answered.wait(10), "the token was not looked up"
+            assert hold.answered.wait(30), "the token was not looked up"
             revoke_token(token_id=issued.token.pk, actor=None, refund=False)
             if forgets:
                 redis.Redis.from_url(own.url).flushall()
@@ -272,7 +303,7 @@ def test_a_killed_worker_takes_at_most_a_second_of_bytes_along(settings, transac
             )
             with Traffic(server.port, request, connections=4) as traffic:
                 # Just before a flush, the second after one that was seen, so that as much is lost as can be.
-                wait_until(lambda: len(served) > 400, what="some traffic")
+                wait_until(lambda: len(served) > 400, seconds=40, what="some traffic")
                 handed_over = redis_client.client().xlen(keys.meter_stream())
                 wait_until(lambda: redis_client.client().xlen(keys.meter_stream()) > handed_over, what="a flush")
                 time.sleep(1.9)
@@ -281,7 +312,7 @@ def test_a_killed_worker_takes_at_most_a_second_of_bytes_along(settings, transac
                 killed = time.monotonic()
                 wait_until(
                     lambda: served[-1] > killed + 0.5 and server.workers() != [worker],
-                    seconds=20,
+                    seconds=40,
                     what="gunicorn's next worker",
                 )
     while services.flush_meter_stream():
@@ -302,7 +333,8 @@ def test_a_killed_worker_takes_at_most_a_second_of_bytes_along(settings, transac
     assert lost >= 0
     assert session.bytes_out <= down * len(served)
     assert session.bytes_out >= down * (session.requests - traffic.connections)
-    assert killed - counted_to < 1.3
+    # Counts leave once a second. The rest is for a busy machine, and too little for one that leaves every two.
+    assert killed - counted_to < 1.8
 
 
 # --- staff
@@ -320,20 +352,21 @@ def test_a_drain_from_the_back_office_fails_no_request_of_any_process(settings, 
                 for server in pair
                 for path in ("bytes/1000", "slow?seconds=0.05")
             ]
-            wait_until(lambda: min(len(one.requests), len(two.requests)) > 50, seconds=20, what="load on both")
+            wait_until(lambda: min(len(one.requests), len(two.requests)) > 50, seconds=40, what="load on both")
             office = staff_client(SuperuserFactory())
             page = act(office, "drain", drained, reason="a test", confirm="1")
             assert page.status_code == 200
             drained.refresh_from_db()
             assert drained.state == UpstreamTarget.State.DRAINING
-            time.sleep(0.5)
+            # Every process knows within two seconds.
+            time.sleep(2)
             wait_until(lambda: one.in_progress == 0, what="the end of what ran")
             at_drain, others = len(one.requests), len(two.requests)
             time.sleep(0.7)
+            wait_until(lambda: len(two.requests) > others + 20, what="requests at the other")
             assert len(one.requests) == at_drain
-            assert len(two.requests) > others + 20
+            wait_until(lambda: min(len(each.answers) for each in loads) > 20, what="answers to all")
 
     for each in loads:
         assert not each.broken
         assert set(each.outcomes) == {"200"}
-        assert len(each.answers) > 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -26,12 +27,13 @@ from tests.proxy.live import DEVICE, read_response, request_bytes
 from tests.proxy.steady import Clients
 from tests.proxy.test_websocket import open_socket
 from tests.upstream import unused_port, wait_until
+from zenzefi.runtime.protocol import LAST_REQUEST_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-GRACE = 3
+GRACE = 4
 #: Seconds beyond the grace period within which everything has ended.
-BOUND = 5.0
+BOUND = 10.0
 
 
 class Gunicorn:
@@ -103,7 +105,12 @@ class Gunicorn:
             return False
 
     def __enter__(self) -> Self:
-        wait_until(self.ready, seconds=40, what="gunicorn")
+        try:
+            wait_until(self.ready, seconds=60, what="gunicorn")
+        except BaseException:
+            # Nobody else would end it.
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,7 +206,7 @@ def watch_socket(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert opened.wait(10)
+    assert opened.wait(30)
     return thread
 
 
@@ -211,7 +218,7 @@ def test_reloading_under_load_fails_nobody(gunicorn, issue):
     beats: list[float] = []
     watcher = watch_socket(gunicorn, issue().secret, ended, beats)
     with Load(gunicorn.port, request_bytes("bytes/500", boss.secret)) as load:
-        time.sleep(1)
+        wait_until(lambda: sum(load.answered.values()) > 100, what="some traffic")
         reloaded = time.monotonic()
         gunicorn.process.send_signal(signal.SIGHUP)
         wait_until(
@@ -221,7 +228,7 @@ def test_reloading_under_load_fails_nobody(gunicorn, issue):
         )
         before = sum(load.answered.values())
         wait_until(lambda: sum(load.answered.values()) > before + 200, seconds=20, what="answers of the new workers")
-    watcher.join(10)
+    watcher.join(20)
     sys.stdout.write(f"{load.answered}, {load.closed} told, {load.repeated} repeated, longest {load.longest:.3f} s\n")
     assert load.failed == []
     assert set(load.answered) == {200}
@@ -232,7 +239,7 @@ def test_reloading_under_load_fails_nobody(gunicorn, issue):
     [(cut, code)] = ended
     assert code == 1012
     assert GRACE - 0.5 < cut - reloaded < GRACE + BOUND
-    assert cut - max(beats) < 1
+    assert cut - max(beats) < GRACE / 2
     assert len(gunicorn.workers()) == 2
 
 
@@ -274,30 +281,41 @@ def test_stopping_lets_finish_cuts_and_counts(gunicorn, upstream, issue):
     stopped = time.monotonic()
     gunicorn.process.terminate()
     # Half of them ask all the time: the answer of one that was under way says that it is the last, and may have been
-    # made before the worker stopped being ready. The others ask again when the signal has certainly come.
+    # made before the worker stopped being ready. The others ask again when both workers have heard of the signal.
     waiting, rested = probes[:2], probes[2:]
+    heard = dict.fromkeys(probes, stopped)
     while waiting or rested:
-        if rested and time.monotonic() - stopped > 0.15:
+        if rested and gunicorn.refuses():
             waiting, rested = waiting + rested, []
+        asked = time.monotonic()
         for peer in waiting:
-            peer.sendall(probe)
+            with contextlib.suppress(OSError):
+                peer.sendall(probe)
         for peer in list(waiting):
-            status, headers, body = read_response(peer)
+            try:
+                status, headers, body = read_response(peer)
+            except (AssertionError, ConnectionError):
+                # Only where this test was held up for so long that the connection counted as silent.
+                assert asked - heard[peer] > LAST_REQUEST_SECONDS / 2
+                peer.close()
+                waiting.remove(peer)
+                continue
+            heard[peer] = time.monotonic()
             last = (status, headers.get("connection"))
             assert last in [(200, None), (200, ["close"]), (503, ["close"])]
-            if last != (200, None):
+            if peer in probes[2:] or last != (200, None):
                 assert status == 503 or peer in probes[:2]
                 assert status == 200 or b"draining" in body
                 assert peer.recv(1) == b""
                 peer.close()
                 waiting.remove(peer)
         time.sleep(0.005)
-        assert time.monotonic() - stopped < 2
+        assert time.monotonic() - stopped < GRACE - 0.5
     wait_until(gunicorn.refuses, seconds=1, what="an end of new connections")
     assert gunicorn.process.wait(GRACE + BOUND) == 0
     took = time.monotonic() - stopped
     for thread in threads:
-        thread.join(5)
+        thread.join(20)
     assert GRACE - 0.5 < took < GRACE + BOUND
 
     assert broken == ["long"]

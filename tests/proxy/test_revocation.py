@@ -16,6 +16,7 @@ from proxy import keys, services, tasks
 from proxy.validation import FILL
 from tests.proxy.live import LiveGateway
 from tests.proxy.test_refusals import assert_refused
+from tests.upstream import wait_until
 from tokens.models import AccessToken
 from tokens.services import revoke_token, rotate_token
 from tokens.signals import credentials_changed
@@ -126,9 +127,13 @@ def test_a_stream_is_cut_although_the_message_was_lost(live, issue):
 
 
 def test_a_stream_is_cut_when_the_token_expires(live, issue):
-    issued = issue(active_for=timedelta(seconds=1.5))
+    issued = issue(active_for=timedelta(seconds=3))
+
+    def wait_for_the_end():
+        wait_until(lambda: clock.now() >= issued.token.expires_at, what="the token's end")
+
     with live.client(issued.secret) as client, client.stream("GET", STREAM) as stream:
-        assert cut_after(stream, lambda: None) < CUT_WITHIN
+        assert cut_after(stream, wait_for_the_end) < CUT_WITHIN
     with live.client(issued.secret) as client:
         assert_refused(client.get("json"), 401, "token_expired")
 

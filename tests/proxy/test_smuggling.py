@@ -256,7 +256,7 @@ def test_a_vector_is_answered_as_it_should_be(served, mirror, vector):
         *(vector.method, vector.extra, vector.body),
     )
     data = data.replace(b"@credentials", served.credentials)
-    with served.wire(timeout=5) as wire:
+    with served.wire(timeout=20) as wire:
         wire.send(data)
         got = wire.read()
         assert (got.status, got.body[:200]) == (vector.status, got.body[:200])
@@ -304,7 +304,7 @@ def test_framing_without_end_is_cut(served, mirror, start, piece):
     """Long before any deadline: what the parser keeps of it would fill the memory."""
     mirror.clear()
     sent = 0
-    with served.wire(timeout=5) as wire:
+    with served.wire(timeout=20) as wire:
         wire.send(served.request(b"v", CHUNKED, start, method=b"POST"))
         block = piece * (65_536 // len(piece))
         with pytest.raises(ConnectionError):

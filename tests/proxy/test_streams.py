@@ -37,14 +37,13 @@ def restart(live, settings, *targets, **gateway):
     live.start()
 
 
-def test_pieces_arrive_as_they_are_sent(live, issue):
-    with live.client(issue().secret) as client, client.stream("GET", "events?n=4&interval=0.4") as stream:
-        started = time.monotonic()
-        times = [time.monotonic() - started for _ in stream.iter_raw()]
+def test_pieces_arrive_as_they_are_sent(live, upstream, issue):
+    with live.client(issue().secret) as client, client.stream("GET", "events?n=4&interval=1") as stream:
+        pieces = [(piece.count(b"data:"), upstream.in_progress) for piece in stream.iter_raw()]
 
-    assert len(times) == 4
-    assert times[0] < 0.3
-    assert times[-1] > 1.0
+    assert sum(count for count, _ in pieces) == 4
+    # Each but the last while the server had yet to send the next.
+    assert sum(count for count, at_work in pieces if at_work) >= 3
 
 
 def test_an_upload_is_passed_on_while_it_comes(live, upstream, issue):
@@ -140,7 +139,7 @@ def test_an_answer_that_ends_with_the_connection_is_whole(live, settings, issue)
     ("path", "options", "status", "code"),
     [
         ("hang", {"first_byte_timeout": 0.4}, 504, "upstream_timeout"),
-        ("slow?seconds=3", {"total_timeout": 0.4}, 504, "total_timeout"),
+        ("slow?seconds=30", {"total_timeout": 0.4}, 504, "total_timeout"),
     ],
 )
 def test_a_slow_upstream_is_given_up(live, settings, upstream, issue, path, options, status, code):
@@ -148,7 +147,7 @@ def test_a_slow_upstream_is_given_up(live, settings, upstream, issue, path, opti
     with live.client(issue().secret) as client:
         started = time.monotonic()
         assert_refused(client.get(path), status, code)
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < 10
     wait_until(lambda: upstream.in_progress == 0, what="the end of the upstream's work")
 
 
@@ -157,7 +156,7 @@ def test_a_slow_upstream_is_given_up(live, settings, upstream, issue, path, opti
     [
         ("events?n=2&interval=5", {"idle_timeout": 0.5}),
         # Each piece comes in time, the whole does not.
-        ("trickle?n=1000&interval=0.1", {"idle_timeout": 5, "total_timeout": 0.8}),
+        ("trickle?n=1000&interval=0.1", {"idle_timeout": 5, "total_timeout": 2}),
     ],
 )
 def test_a_stream_that_stalls_or_trickles_is_cut(live, settings, upstream, issue, path, options):
@@ -168,13 +167,13 @@ def test_a_stream_that_stalls_or_trickles_is_cut(live, settings, upstream, issue
 
 
 def test_events_are_not_bound_by_the_total(live, settings, issue):
-    restart(live, settings, total_timeout=0.5)
+    restart(live, settings, total_timeout=1.5)
     with live.client(issue().secret) as client:
-        assert client.get("events?n=6&interval=0.3").text.count("data:") == 6
+        assert client.get("events?n=6&interval=0.5").text.count("data:") == 6
 
 
 def test_a_body_that_does_not_come_is_given_up(live, settings, upstream, issue):
-    restart(live, settings, idle_timeout=0.5)
+    restart(live, settings, idle_timeout=1)
     with live.raw() as peer:
         peer.sendall(
             request_bytes("sink", issue().secret, method="POST", extra=b"Content-Length: 10\r\n", body=b"half")
@@ -185,11 +184,11 @@ def test_a_body_that_does_not_come_is_given_up(live, settings, upstream, issue):
 
 
 def test_an_upload_may_take_longer_than_the_first_byte(live, settings, issue):
-    restart(live, settings, first_byte_timeout=0.6)
+    restart(live, settings, first_byte_timeout=1.5)
 
     def slowly():
         for _ in range(5):
-            time.sleep(0.3)
+            time.sleep(0.6)
             yield b"x" * 10
 
     with live.client(issue().secret) as client:
@@ -257,7 +256,7 @@ def test_a_connection_that_is_not_made_in_time(live, settings, issue):
         started = time.monotonic()
         with live.client(issued.secret) as client:
             assert_refused(client.get("x"), 504, "connect_timeout")
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         assert issued.reload().activated_at is None
 
 
@@ -323,7 +322,7 @@ def test_aborted_requests_leave_nothing_behind(live, upstream, issue):
     abort_many(50)
     before = process.num_fds()
     abort_many(400)
-    wait_until(lambda: process.num_fds() <= before + 10, seconds=10, what="closed connections")
+    wait_until(lambda: process.num_fds() <= before + 10, what="closed connections")
 
 
 def resident(process):
@@ -368,12 +367,16 @@ def test_a_stalled_client_holds_the_upstream_back(live, upstream, issue):
     with live.raw() as peer:
         peer.sendall(request_bytes("bytes/1000000000", issue().secret))
         peer.recv(1000)
-        time.sleep(1)
         [exchange] = list(live.gateway.registry)
-        first = exchange.bytes_out
-        time.sleep(0.5)
-        assert exchange.bytes_out == first
-        assert first < 20_000_000
+
+        def stands():
+            before = exchange.bytes_out
+            time.sleep(0.5)
+            return before and exchange.bytes_out == before
+
+        wait_until(stands, what="an end of what fits in between")
+        assert not exchange.ended
+        assert exchange.bytes_out < 20_000_000
 
 
 def test_bytes_are_the_same_after_all(live, issue):

@@ -106,7 +106,8 @@ def test_an_action_asks_why_and_is_written_down(office, action, state):
     if action == "drain":
         UpstreamTarget.objects.update(state="active")
     client = redis_client.client()
-    now = client.time()[0] * 1000
+    seconds, microseconds = client.time()
+    now = seconds * 1000 + microseconds // 1000
     client.hset(keys.upstream_in_flight(str(target.pk)), "worker", f"7:{now}")
     asked = act(office, action, target)
     assert "7" in asked.content.decode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from proxy.exceptions import TargetStateUnchanged
 from proxy.models import UpstreamOutage, UpstreamTarget
 from proxy.selectors import live_states
 from tests.factories import UserFactory
-from tests.proxy.live import DEVICE, LiveGateway
+from tests.proxy.live import DEVICE, LiveGateway, request_bytes
 from tests.proxy.servers import own_redis
 from tests.proxy.test_refusals import assert_refused
 from tests.threads import run_at_once
@@ -58,9 +57,13 @@ def quick(settings):
         "eject_seconds": 0.4,
         "eject_max_seconds": 2,
         "probe_interval": 0.2,
-        "probe_timeout": 0.4,
-        "first_byte_timeout": 0.5,
     }
+
+
+@pytest.fixture
+def resting(quick, settings):
+    """As ``quick``, but what has failed rests for long enough that a busy machine can look at it meanwhile."""
+    settings.GATEWAY = {**settings.GATEWAY, "eject_seconds": 5, "eject_max_seconds": 5}
 
 
 @contextlib.contextmanager
@@ -79,10 +82,6 @@ def circuit_of(live, name) -> Circuit:
 
 def operate(target, state):
     return upstream_services.change_target_state(target_id=target.pk, state=state, actor=UserFactory(), reason="test")
-
-
-def arrived(servers, count):
-    return sum(reached(servers)) == count
 
 
 def reached(servers):
@@ -127,15 +126,15 @@ def test_a_swap_breaks_nothing_that_runs(servers, issue):
     with gateways() as [live], live.client(issue().secret) as client:
         with client.stream("GET", "events?n=6&interval=0.2") as stream:
             pieces = stream.iter_raw()
-            next(pieces)
+            got = next(pieces)
             target.url = servers[1].url
             target.save()
             wait_until(lambda: live.gateway.upstream.targets[0].url == servers[1].url, what="the new address")
             assert client.get("json").status_code == 200
-            rest = b"".join(pieces)
+            got += b"".join(pieces)
         wait_until(lambda: servers[0].open_connections == 0, what="the end of the old connections")
 
-    assert rest.count(b"event: tick") == 5
+    assert got.count(b"event: tick") == 6
     assert reached(servers) == [1, 1, 0]
 
 
@@ -158,6 +157,8 @@ def test_requests_one_after_another_take_turns_by_weight(servers, issue):
     with gateways() as [live], live.client(issue().secret) as client:
         for _ in range(40):
             assert client.get("json").status_code == 200
+            # One that has its answer may still count against its server for a moment.
+            wait_until(lambda: len(live.gateway.registry) == 0, what="the end of the exchange")
 
     assert reached(servers) == [25, 10, 5]
 
@@ -166,21 +167,12 @@ def test_the_least_loaded_for_its_weight_is_taken(servers, issue):
     for name, server, weight in zip("abc", servers, (1, 1, 2), strict=True):
         add(name, server, weight=weight)
     issued = issue()
+    with gateways() as [live], contextlib.ExitStack() as stack:
+        for _ in range(8):
+            client = stack.enter_context(live.client(issued.secret))
+            stack.enter_context(client.stream("GET", "events?n=0&interval=0.2"))
 
-    def hold(live):
-        with live.client(issued.secret) as client:
-            client.get("slow?seconds=1.5")
-
-    with gateways() as [live], ThreadPoolExecutor(8) as pool:
-        waiting = []
-        for count in range(1, 9):
-            waiting.append(pool.submit(hold, live))
-            wait_until(functools.partial(arrived, servers, count), what="the next request")
-        held = reached(servers)
-        for one in waiting:
-            one.result()
-
-    assert held == [2, 2, 4]
+    assert reached(servers) == [2, 2, 4]
 
 
 def test_a_stuck_server_gets_less(servers, issue):
@@ -195,6 +187,7 @@ def test_a_stuck_server_gets_less(servers, issue):
         before = reached(servers)
         for _ in range(20):
             client.get("json")
+            wait_until(lambda: len(live.gateway.registry) == 3, what="the end of the exchange")
     after = reached(servers)
     gained = [now - then for now, then in zip(after, before, strict=True)]
 
@@ -256,16 +249,18 @@ def test_a_dead_server_is_ejected_and_comes_back(servers, issue, quick):
         wait_until(
             lambda: client.get("json").status_code == 200 and circuit_of(live, "a").closed, what="the server's return"
         )
+        wait_until(lambda: len(live.gateway.registry) == 0, what="the end of the exchange")
         servers[0].clear()
         for _ in range(10):
             client.get("json")
+            wait_until(lambda: len(live.gateway.registry) == 0, what="the end of the exchange")
 
     assert len(servers[0].requests) == 5
 
 
 def test_only_one_request_tries_and_a_failed_trial_doubles_the_wait(issue, quick, settings, transactional_db):
-    settings.GATEWAY = {**settings.GATEWAY, "first_byte_timeout": 5}
-    with RawUpstream((ReadHead(), Reset()), (ReadHead(), Reset()), (ReadHead(), Wait(0.6), Reset())) as server:
+    settings.GATEWAY = {**settings.GATEWAY, "eject_seconds": 2, "eject_max_seconds": 8}
+    with RawUpstream((ReadHead(), Reset()), (ReadHead(), Reset()), (ReadHead(), Wait(1), Reset())) as server:
         add("only", server)
         issued = issue()
 
@@ -285,8 +280,8 @@ def test_only_one_request_tries_and_a_failed_trial_doubles_the_wait(issue, quick
         assert len(server.received) == 3
 
     assert Counter(codes) == {503: 7, 502: 1}
-    assert 0 < first <= 0.4
-    assert first < second <= 0.8
+    assert 0 < first <= 2
+    assert first < second <= 4
 
 
 def test_without_the_trial_everybody_would_try(issue, quick, settings, transactional_db, monkeypatch):
@@ -296,7 +291,6 @@ def test_without_the_trial_everybody_would_try(issue, quick, settings, transacti
         return True
 
     monkeypatch.setattr(breaker, "may_try", anybody)
-    settings.GATEWAY = {**settings.GATEWAY, "first_byte_timeout": 5}
     with RawUpstream((ReadHead(), Reset()), (ReadHead(), Reset()), (ReadHead(), Wait(0.6), Reset())) as server:
         add("only", server)
         issued = issue()
@@ -313,7 +307,7 @@ def test_without_the_trial_everybody_would_try(issue, quick, settings, transacti
 
 
 def test_all_down_is_503_with_the_time_of_the_next_trial(upstream, issue, quick, settings):
-    settings.GATEWAY = {**settings.GATEWAY, "eject_seconds": 3, "eject_max_seconds": 3}
+    settings.GATEWAY = {**settings.GATEWAY, "eject_seconds": 12, "eject_max_seconds": 12}
     issued = issue()
     with gateways() as [live], live.client(issued.secret) as client:
         upstream.stop()
@@ -321,7 +315,9 @@ def test_all_down_is_503_with_the_time_of_the_next_trial(upstream, issue, quick,
             assert_refused(client.post("json"), 502, "upstream_unreachable")
         refused = client.post("json")
         assert_refused(refused, 503, "upstream_unavailable")
-        assert refused.headers.get_list("retry-after") in (["2"], ["3"])
+        # A fifth less at random, and what has passed since.
+        [after] = refused.headers.get_list("retry-after")
+        assert 5 <= int(after) <= 12
         with pytest.raises(websockets.InvalidStatus) as handshake:
             websockets.sync.client.connect(
                 f"{live.proxy.replace('http', 'ws')}/ws",
@@ -330,7 +326,6 @@ def test_all_down_is_503_with_the_time_of_the_next_trial(upstream, issue, quick,
             )
         assert handshake.value.response.status_code == 503
         wait_until(lambda: OutboxEvent.objects.filter(event="upstream.outage").exists(), what="the event")
-    upstream.start()
 
     assert_untouched_token(issued)
 
@@ -348,15 +343,11 @@ def test_an_outage_is_told_once_by_all_workers_and_its_end_too(upstream, issue, 
             for client in clients:
                 client.get("json")
         wait_until(lambda: UpstreamOutage.objects.exists(), what="the outage")
-        wait_until(
-            lambda: all(live.gateway.upstream._told_outage for live in lives), seconds=SOON, what="both workers' notice"
-        )
+        wait_until(lambda: all(live.gateway.upstream._told_outage for live in lives), what="both workers' notice")
         assert OutboxEvent.objects.filter(event="upstream.outage").count() == 1
         upstream.start()
         wait_until(lambda: clients[0].get("json").status_code == 200, what="service")
-        wait_until(
-            lambda: not any(live.gateway.upstream._told_outage for live in lives), seconds=SOON, what="the end's notice"
-        )
+        wait_until(lambda: not any(live.gateway.upstream._told_outage for live in lives), what="the end's notice")
 
     outage = UpstreamOutage.objects.get()
     assert outage.ended_at is not None
@@ -375,24 +366,23 @@ def test_the_database_keeps_two_outages_from_being_open_at_once():
     assert UpstreamOutage.objects.get().targets == ["a"]
 
 
-def test_what_one_worker_learns_the_other_knows(issue, quick, settings, transactional_db):
+def test_what_one_worker_learns_the_other_knows(issue, resting, transactional_db):
     """Failures at one worker keep the other from asking, and one trial reopens both."""
-    settings.GATEWAY = {**settings.GATEWAY, "eject_seconds": 1.5}
     healthy = (ReadHead(), Send(b"HTTP/1.1 204 No Content\r\n\r\n"))
     with RawUpstream((ReadHead(), Reset()), (ReadHead(), Reset()), healthy) as server:
         add("only", server)
         issued = issue()
         with gateways(2) as [here, there], here.client(issued.secret) as one, there.client(issued.secret) as two:
             assert [one.post("x").status_code, one.post("x").status_code] == [502, 502]
-            wait_until(lambda: not circuit_of(there, "only").closed, seconds=1.0, what="the other worker's notice")
+            wait_until(lambda: not circuit_of(there, "only").closed, seconds=SOON, what="the other worker's notice")
             assert_refused(two.post("x"), 503, "upstream_unavailable")
             assert len(server.received) == 2
             wait_until(lambda: two.post("x").status_code == 204, what="the trial")
-            wait_until(lambda: circuit_of(here, "only").closed, seconds=1.0, what="the news of the trial")
+            wait_until(lambda: circuit_of(here, "only").closed, seconds=SOON, what="the news of the trial")
             assert one.post("x").status_code == 204
 
 
-def test_without_redis_each_worker_ejects_and_recovers_by_itself(issue, quick, settings, transactional_db):
+def test_without_redis_each_worker_ejects_and_recovers_by_itself(issue, resting, settings, transactional_db):
     healthy = (ReadHead(), Send(b"HTTP/1.1 204 No Content\r\n\r\n"))
     with own_redis() as redis:
         settings.REDIS_URL = redis.url
@@ -425,7 +415,7 @@ def test_an_opening_during_an_outage_of_redis_is_told_afterwards(issue, quick, s
 
 
 @pytest.mark.parametrize("counts", [True, False])
-def test_gateway_errors_eject_only_where_they_are_meant_to(upstream, issue, quick, counts):
+def test_gateway_errors_eject_only_where_they_are_meant_to(upstream, issue, resting, counts):
     add("only", upstream, counts_gateway_errors=counts)
     with gateways() as [live], live.client(issue().secret) as client:
         codes = [client.post("status/503").status_code for _ in range(3)]
@@ -436,7 +426,8 @@ def test_gateway_errors_eject_only_where_they_are_meant_to(upstream, issue, quic
     assert answered == (2 if counts else 3)
 
 
-def test_silence_ejects(upstream, servers, issue, quick):
+def test_silence_ejects(upstream, servers, issue, resting, settings):
+    settings.GATEWAY = {**settings.GATEWAY, "first_byte_timeout": 0.5}
     add("only", upstream)
     with gateways() as [live], live.client(issue().secret) as client:
         for _ in range(2):
@@ -460,8 +451,9 @@ def test_a_trial_whose_client_leaves_makes_room_for_another(upstream, issue, qui
             client.post("reset")
         circuit = circuit_of(live, "env-1")
         wait_until(lambda: circuit.due_at() < time.monotonic(), what="the trial's time")
-        with contextlib.suppress(httpx.ReadTimeout):
-            client.get("slow?seconds=3", timeout=0.2)
+        with live.raw() as peer:
+            peer.sendall(request_bytes("hang", issued.secret))
+            wait_until(lambda: circuit.trial is not None, what="the trial")
         wait_until(lambda: circuit.trial is None, what="the end of the trial")
         wait_until(lambda: client.get("json").status_code == 200, what="the next trial")
 
@@ -482,13 +474,13 @@ def test_one_worker_probes_and_all_know(servers, issue, quick):
     add("b", servers[1], probe_path="/json", host="inside.test")
     with gateways(2) as lives, lives[0].client(issue().secret) as client:
         wait_until(lambda: len(servers[0].requests) >= 5, what="probes")
-        assert [live.gateway.upstream.is_prober for live in lives].count(True) == 1
+        wait_until(lambda: [live.gateway.upstream.is_prober for live in lives].count(True) == 1, what="one that probes")
         servers[0].stop()
-        wait_until(lambda: not any(circuit_of(live, "a").closed for live in lives), seconds=SOON, what="the verdict")
+        wait_until(lambda: not any(circuit_of(live, "a").closed for live in lives), what="the verdict")
         before = len(servers[0].requests)
         assert [client.get("json?real").status_code for _ in range(4)] == [200] * 4
         servers[0].start()
-        wait_until(lambda: all(circuit_of(live, "a").closed for live in lives), seconds=SOON, what="the other verdict")
+        wait_until(lambda: all(circuit_of(live, "a").closed for live in lives), what="the other verdict")
         assert len(servers[0].requests) >= before + 2
         assert [server.targets.count(b"/json?real") for server in servers[:2]] == [0, 4]
     probe = servers[1].requests[0]
@@ -501,10 +493,13 @@ def test_another_worker_takes_over_the_probing(servers, issue, quick, monkeypatc
     add("a", servers[0], probe_path="/json")
     with gateways() as [stays]:
         with gateways() as [goes]:
-            redis_client.client().set(keys.prober(), goes.gateway.upstream.worker, px=1200)
-            wait_until(
-                lambda: goes.gateway.upstream.is_prober and not stays.gateway.upstream.is_prober, what="the lead"
-            )
+
+            def leads():
+                # Again and again: on a busy machine such a short lease may end before it is renewed.
+                redis_client.client().set(keys.prober(), goes.gateway.upstream.worker, px=1200)
+                return goes.gateway.upstream.is_prober and not stays.gateway.upstream.is_prober
+
+            wait_until(leads, what="the lead")
         wait_until(lambda: stays.gateway.upstream.is_prober, what="the takeover")
         servers[0].clear()
         wait_until(lambda: servers[0].requests, what="its probes")
@@ -542,11 +537,15 @@ def test_a_drain_under_load_fails_no_request(servers, issue):
             wait_until(
                 lambda: all(live.gateway.upstream._serving(b"full")[0].spec.name == "b" for live in lives), what="drain"
             )
-            # Also what was given to it before and has not arrived there yet.
-            wait_until(
-                lambda: servers[0].in_progress + sum(given_to("a", live) for live in lives) <= 2,
-                what="the end of what ran",
-            )
+
+            def only_the_long_one():
+                # Also of what was given to it before and has not arrived there yet.
+                long_ones = sum(
+                    one.target.startswith(b"/trickle") and not one.finished.is_set() for one in servers[0].requests
+                )
+                return servers[0].in_progress == sum(given_to("a", live) for live in lives) == long_ones
+
+            wait_until(only_the_long_one, what="the end of what ran")
             at_drain = len(servers[0].requests)
             time.sleep(0.4)
             body = b"".join(long.iter_raw())
@@ -578,8 +577,8 @@ def test_switching_off_cuts_streams_in_every_worker_and_only_those(servers, issu
             )
         )
         assert len(servers[1].requests) == 2
-        started = time.monotonic()
         operate(off, UpstreamTarget.State.DISABLED)
+        started = time.monotonic()
         for stream in cut:
             with pytest.raises(httpx.RemoteProtocolError):
                 for _ in stream.iter_raw():
@@ -587,10 +586,10 @@ def test_switching_off_cuts_streams_in_every_worker_and_only_those(servers, issu
         taken = time.monotonic() - started
         assert [client.get("json").status_code for client in clients * 3] == [200] * 6
         socket.send("still here")
-        assert socket.recv(timeout=5)
+        assert socket.recv(timeout=20)
         assert b"".join(kept.iter_raw()).count(b"event: tick") == 30
 
-    assert taken < 2
+    assert taken < SOON
     assert len(servers[0].requests) == 2
 
 
@@ -612,7 +611,7 @@ def test_with_every_server_off_nothing_is_sent_and_no_outage_is_told(servers, is
 
 
 def test_a_full_server_is_503_after_the_wait_for_a_connection(servers, issue, settings):
-    settings.GATEWAY = {**settings.GATEWAY, "connect_timeout": 0.3}
+    settings.GATEWAY = {**settings.GATEWAY, "connect_timeout": 1.5}
     add("a", servers[0], max_connections=1)
     issued, other = issue(), issue()
     with gateways() as [live], live.client(issued.secret) as client, live.client(other.secret) as second:
@@ -620,7 +619,7 @@ def test_a_full_server_is_503_after_the_wait_for_a_connection(servers, issue, se
             started = time.monotonic()
             refused = second.get("json")
             assert_refused(refused, 503, "upstream_busy")
-            assert 0.2 < time.monotonic() - started < 2
+            assert 1.4 < time.monotonic() - started < 10
             assert int(refused.headers["retry-after"]) >= 1
             assert circuit_of(live, "a").state() == CLOSED
             # Another server takes what does not fit.
@@ -661,15 +660,18 @@ def test_states_in_flight_and_errors_are_told(servers, issue, quick):
 def test_the_metrics_name_servers_and_nothing_else(servers, issue, quick):
     from prometheus_client import REGISTRY
 
-    add("gone", GONE.format(unused_port()))
+    # The figures of other tests' servers are still there.
+    add("gone-and-measured", GONE.format(unused_port()))
     with gateways() as [live], live.client(issue().secret) as client:
         for _ in range(3):
             client.post("json")
         wait_until(
-            lambda: (REGISTRY.get_sample_value("zenzefi_proxy_upstream_state", {"target": "gone"}) or 0) > 0,
+            lambda: (
+                (REGISTRY.get_sample_value("zenzefi_proxy_upstream_state", {"target": "gone-and-measured"}) or 0) > 0
+            ),
             what="the circuit's figure",
         )
-        assert circuit_of(live, "gone").state() in (OPEN, "half_open")
+        assert circuit_of(live, "gone-and-measured").state() in (OPEN, "half_open")
 
 
 def test_the_state_of_a_model_is_one_of_the_gateway():

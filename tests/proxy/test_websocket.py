@@ -14,6 +14,7 @@ from websockets.sync.client import connect
 from proxy import services
 from tests.proxy.live import DEVICE
 from tests.proxy.test_refusals import assert_untouched
+from tests.proxy.test_revocation import CUT_WITHIN
 from tests.upstream import RawUpstream, unused_port, wait_until
 from tokens import secrets
 from tokens.services import revoke_token
@@ -27,18 +28,18 @@ def open_socket(live, token, *, path="ws", device=DEVICE, **options):
         headers["X-Device-ID"] = device
     headers |= options.pop("headers", {})
     url = f"ws://127.0.0.1:{live.port}/api/v1/proxy/{path}"
-    return connect(url, additional_headers=headers, proxy=None, open_timeout=10, close_timeout=5, **options)
+    return connect(url, additional_headers=headers, proxy=None, open_timeout=20, close_timeout=20, **options)
 
 
 def test_messages_pass_both_ways(live, upstream, issue):
     issued = issue()
     with open_socket(live, issued.secret) as peer:
         peer.send("text: Привет")
-        assert peer.recv(5) == "text: Привет"
+        assert peer.recv(20) == "text: Привет"
         peer.send(bytes(range(256)) * 4000)
-        assert peer.recv(5) == bytes(range(256)) * 4000
+        assert peer.recv(20) == bytes(range(256)) * 4000
         peer.send("")
-        assert peer.recv(5) == ""
+        assert peer.recv(20) == ""
 
     assert issued.reload().activated_at is not None
 
@@ -47,7 +48,7 @@ def test_the_handshake_carries_our_identity_and_no_credentials(live, upstream, i
     issued = issue()
     forged = {"X-User-Id": "forged", "Cookie": "a=1; sessionid=s", "X-Forwarded-For": "1.2.3.4"}
     with open_socket(live, issued.secret, path="ws?hello=1&a=%2e", headers=forged) as peer:
-        hello = json.loads(peer.recv(5))
+        hello = json.loads(peer.recv(20))
 
     received: dict[str, list[str]] = {}
     for name, value in hello["headers"]:
@@ -74,7 +75,7 @@ def test_subprotocols_are_agreed_end_to_end(live, issue):
 @pytest.mark.parametrize("code", [1000, 1008, 4001])
 def test_a_close_of_the_upstream_reaches_the_client(live, issue, code):
     with open_socket(live, issue().secret, path=f"ws?close={code}") as peer, pytest.raises(ConnectionClosed) as closed:
-        peer.recv(5)
+        peer.recv(20)
     assert closed.value.rcvd is not None
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (code, "as asked")
 
@@ -175,7 +176,7 @@ def test_a_connection_that_is_not_made_in_time_is_504(live, settings, issue):
         started = time.monotonic()
         with pytest.raises(InvalidStatus) as refused:
             open_socket(live, issued.secret)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 10
     response = refused.value.response
     assert (response.status_code, response.headers["x-zenzefi-error"]) == (504, "connect_timeout")
     assert issued.reload().activated_at is None
@@ -201,12 +202,12 @@ def test_it_is_cut_when_the_token_is_revoked(live, upstream, issue):
     issued = issue()
     with open_socket(live, issued.secret) as peer:
         peer.send("hello")
-        peer.recv(5)
+        peer.recv(20)
         revoke_token(token_id=issued.token.pk, actor=None, refund=False)
         started = time.monotonic()
         with pytest.raises(ConnectionClosed) as closed:
-            peer.recv(5)
-        assert time.monotonic() - started < 4
+            peer.recv(20)
+        assert time.monotonic() - started < CUT_WITHIN
     assert closed.value.rcvd is not None
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "token_revoked")
     wait_until(lambda: upstream.in_progress == 0, what="the end of the upstream's work")
@@ -223,7 +224,7 @@ def test_it_is_metered_while_it_is_open(live, issue):
     issued = issue()
     with open_socket(live, issued.secret) as peer:
         peer.send("x" * 1000)
-        assert len(peer.recv(5)) == 1000
+        assert len(peer.recv(20)) == 1000
 
         def counted():
             services.flush_meter_stream()
@@ -240,7 +241,7 @@ def test_idle_sockets_live_on(live, settings, issue):
     with open_socket(live, issue().secret) as peer:
         time.sleep(1.5)
         peer.send("still here")
-        assert peer.recv(5) == "still here"
+        assert peer.recv(20) == "still here"
 
 
 def test_nothing_else_speaks_websocket(live):

@@ -20,6 +20,7 @@ import psutil
 import psycopg
 import pytest
 
+from tests.upstream import unused_port
 from zenzefi.runtime import embedded, processes
 from zenzefi.runtime.children import survivors
 
@@ -123,12 +124,6 @@ def healthy_over(path: Path) -> bool:
             return False
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def children(var_dir: Path) -> list[psutil.Process]:
     return survivors(str(embedded.runtime_directory(var_dir)))
 
@@ -148,7 +143,7 @@ def assert_nothing_left(var_dir: Path, port: int) -> None:
 
 
 def test_it_serves_beside_other_commands_and_leaves_nothing(var_dir: Path) -> None:
-    port = free_port()
+    port = unused_port()
     with up(var_dir, port) as (process, lines):
         roles = {" ".join(child.cmdline()[2:]) for child in psutil.Process(process.pid).children()}
         assert sum("celery" in role and " beat " in role for role in roles) == 1
@@ -158,7 +153,7 @@ def test_it_serves_beside_other_commands_and_leaves_nothing(var_dir: Path) -> No
         assert (beside.returncode, beside.stdout) == (0, "beside\n"), beside.stderr
         assert healthy(port)
 
-        again = manage("up", env=environ(var_dir, free_port()))
+        again = manage("up", env=environ(var_dir, unused_port()))
         assert again.returncode == 1
         assert f"already runs on the data in {var_dir} (process {process.pid}" in again.stderr
 
@@ -180,7 +175,7 @@ def test_it_serves_beside_other_commands_and_leaves_nothing(var_dir: Path) -> No
 
 
 def test_what_is_killed_comes_back_and_ctrl_c_ends_it(var_dir: Path, unix_socket: Path) -> None:
-    port = free_port()
+    port = unused_port()
     with up(var_dir, port, UNIX_SOCKET=str(unix_socket)) as (process, lines):
         assert healthy_over(unix_socket)
         [worker] = web_workers(process)
@@ -215,7 +210,7 @@ def test_what_is_killed_comes_back_and_ctrl_c_ends_it(var_dir: Path, unix_socket
 
 
 def test_after_kill_9_the_next_start_is_clean(var_dir: Path) -> None:
-    port = free_port()
+    port = unused_port()
     with up(var_dir, port) as (process, _):
         with psycopg.connect(embedded.database_url(var_dir)) as connection:
             connection.execute("CREATE TABLE note AS SELECT 'kept' AS value")
@@ -240,7 +235,7 @@ def test_after_kill_9_the_next_start_is_clean(var_dir: Path) -> None:
 
 
 def test_stopped_while_it_starts_it_leaves_nothing(var_dir: Path) -> None:
-    port = free_port()
+    port = unused_port()
     for number, moment in (
         (signal.SIGTERM, "Creating the PostgreSQL"),
         (signal.SIGINT, "Migrating the database"),
@@ -269,7 +264,7 @@ def test_stopped_while_it_starts_it_leaves_nothing(var_dir: Path) -> None:
 
 
 def test_a_reader_that_stops_reading_does_not_stop_the_platform(var_dir: Path) -> None:
-    port = free_port()
+    port = unused_port()
     reading, writing = os.pipe()
     # The smallest pipe the kernel makes, already full.
     os.set_blocking(writing, False)
@@ -306,7 +301,7 @@ def test_a_reader_that_stops_reading_does_not_stop_the_platform(var_dir: Path) -
 def test_a_value_that_cannot_work_is_named_in_one_sentence(
     tmp_path: Path, variable: str, value: str, sentence: str
 ) -> None:
-    done = manage("up", env=environ(tmp_path, free_port(), **{variable: value}))
+    done = manage("up", env=environ(tmp_path, unused_port(), **{variable: value}))
     assert done.returncode == 1
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1
