@@ -139,7 +139,7 @@ class EdgeLog:
         self._given_back: dict[bytes, int] = {}
         self._seen = {"counted": 0, "unanswered": 0, "malformed": 0}
         self._socket: socket.socket | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._nap: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
@@ -148,11 +148,14 @@ class EdgeLog:
         await self._link.start()
         loop = asyncio.get_running_loop()
         loop.add_reader(self._socket.fileno(), self._on_readable)
-        self._task = loop.create_task(self._every_second(), name="edge-log-second")
+        self._tasks = [
+            loop.create_task(self._every_second(), name="edge-log-second"),
+            loop.create_task(self._watch_link(), name="edge-log-link"),
+        ]
 
     async def stop(self) -> None:
         """Read what has come and hand over every count."""
-        assert self._socket is not None and self._task is not None
+        assert self._socket is not None
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         if self._nap is not None:
             self._nap.cancel()
@@ -162,8 +165,9 @@ class EdgeLog:
                 break
         self._socket.close()
         _unbind(settings.EDGE_LOG)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._flush()
         await self.meter.drain()
         await self._link.stop()
@@ -230,11 +234,16 @@ class EdgeLog:
             line.at,
         )
 
+    async def _watch_link(self) -> None:
+        """Apart from what waits for Redis: of one that falls silent nobody else would find out."""
+        while True:
+            await asyncio.sleep(0.1)
+            self._link.check()
+
     async def _every_second(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             try:
-                self._link.check()
                 self._flush()
                 await self.meter.flush()
             except Exception:
