@@ -11,6 +11,7 @@ carrier. A carrier proves itself by ``EDGE_SECRET`` and names the servers it is 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from time import monotonic, time
 
 from proxy import tracing
@@ -40,7 +41,7 @@ class Edge:
         self._secret = secret.encode()
         # By the whole header, proof included: one look for both.
         self._known: dict[bytes, frozenset[str]] = {}
-        self._forwarding: dict[bytes, tuple[Header, ...]] = {}
+        self._forwarding: dict[bytes, tuple[bytes, int]] = {}
 
     def servers(self, header: bytes) -> frozenset[str] | None:
         """Return the servers a carrier knows (:attr:`TargetSpec.carrier_key`); ``None`` for who is no carrier."""
@@ -85,37 +86,46 @@ class Edge:
         forwarding: bytes,
         request_id: bytes,
         arrived: float,
-    ) -> list[Header]:
-        """Return the headers that tell the carrier what to send where."""
+        rate: Sequence[Header],
+    ) -> tuple[bytes, int]:
+        """Return the header lines that tell the carrier what to send where, and how many they are."""
         coded = found.accept_coding and found.accept_coding.strip().lower() != b"identity"
         location = LOCATION_CODED if coded else LOCATION
         limits = decision.limits
         trace = tracing.lines_of(found, request_id)
-        state = ((b"x-carry-tracestate", found.tracestate),) if len(trace) > tracing.ALONE else ()
+        state = b"x-carry-tracestate: %b\r\n" % found.tracestate if len(trace) > tracing.ALONE else b""
         give_back = b"1" if limits.requests_per_day or limits.requests_per_month else b"0"
-        return [
-            (b"content-length", b"0"),
-            (b"x-accel-redirect", b"@%b%b" % (location.encode(), target.carrier_key.encode())),
-            (b"x-carry-uri", b"%b/%b%b" % (target.base, below, b"?" + query if query else b"")),
-            (b"x-carry-user", decision.user_id),
-            (b"x-carry-token", decision.token_id),
-            (b"x-carry-log", b"%b %b" % (address.encode() or b"-", give_back)),
-            (b"x-request-id", request_id),
-            (b"x-carry-traceparent", trace[tracing.PARENT]),
-            *state,
-            (b"server-timing", b"auth;dur=%.2f" % ((monotonic() - arrived) * 1000)),
-            *(self._forwarding.get(forwarding) or self._learn(forwarding)),
-        ]
+        told, told_count = self._forwarding.get(forwarding) or self._learn(forwarding)
+        rates = b"".join([b"%b: %b\r\n" % header for header in rate])
+        lines = (
+            b"x-accel-redirect: @%b%b\r\nx-carry-uri: %b/%b%b\r\nx-carry-user: %b\r\nx-carry-token: %b\r\n"
+            b"x-carry-log: %b %b\r\nx-request-id: %b\r\nx-carry-traceparent: %b\r\n%b"
+            b"server-timing: auth;dur=%.2f\r\n%b%b"
+        ) % (
+            location.encode(),
+            target.carrier_key.encode(),
+            target.base,
+            below,
+            b"?" + query if query else b"",
+            decision.user_id,
+            decision.token_id,
+            address.encode() or b"-",
+            give_back,
+            request_id,
+            trace[tracing.PARENT],
+            state,
+            (monotonic() - arrived) * 1000,
+            told,
+            rates,
+        )
+        return lines, 8 + bool(state) + told_count + len(rate)
 
-    def _learn(self, lines: bytes) -> tuple[Header, ...]:
-        """Return the lines that tell the upstream who asked as headers for the carrier."""
-        headers = []
-        for line in lines.splitlines():
-            name, _, value = line.partition(b": ")
-            headers.append((b"x-carry-" + name.removeprefix(b"x-forwarded-"), value))
+    def _learn(self, lines: bytes) -> tuple[bytes, int]:
+        """Return the lines that tell the upstream who asked as headers for the carrier, and how many they are."""
+        told = b"".join(b"x-carry-%b" % line.removeprefix(b"x-forwarded-") for line in lines.splitlines(keepends=True))
         if len(self._forwarding) >= 4096:
             self._forwarding.clear()
-        known = self._forwarding[lines] = tuple(headers)
+        known = self._forwarding[lines] = told, lines.count(b"\r\n")
         return known
 
 

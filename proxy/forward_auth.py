@@ -138,7 +138,7 @@ async def _activate(gateway: Gateway, digest: str, decision: Decision) -> None:
     """Start the token's clock, as no answer of a server will. Raises :class:`Refused` where nothing may be started."""
     try:
         gateway.upstream.require(decision.scope)
-        if not await gateway.validator.activate(digest, decision):
+        if not await gateway.activate(digest, decision):
             raise Refused("token_revoked")
     except Refused:
         gateway.validator.give_back_request(decision.token_id, decision.limits)

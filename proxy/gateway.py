@@ -69,7 +69,7 @@ from proxy.validation import (
 from proxy.websocket import relay_websocket
 from tokens import secrets
 from zenzefi.lib import health
-from zenzefi.lib.streaming import BODY_FOLLOWS, INTERIM
+from zenzefi.lib.streaming import ANSWER, BODY_FOLLOWS, INTERIM
 
 logger = logging.getLogger(__name__)
 
@@ -336,6 +336,15 @@ class Gateway:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    async def activate(self, digest: str, decision: Decision) -> bool:
+        """As :meth:`Validator.activate`, and to its end even when the exchange is cut meanwhile.
+
+        What it notes first would otherwise stay noted, and start the clock of a token that was given away since.
+        """
+        task = asyncio.get_running_loop().create_task(self.validator.activate(digest, decision))
+        self.keep(task)
+        return await asyncio.shield(task)
+
     async def _load_rules(self) -> None:
         # One at a time: of two answers the older one must not be applied last.
         async with self._loading_rules:
@@ -542,7 +551,7 @@ class Gateway:
                 elif may_be_carried(found, method, decision) and (
                     target := self.upstream.hand_over(decision.scope, carriers)
                 ):
-                    headers = self.edge.handover(
+                    lines, count = self.edge.handover(
                         target,
                         below=below,
                         query=scope["query_string"],
@@ -552,10 +561,9 @@ class Gateway:
                         forwarding=forwarding,
                         request_id=request_id,
                         arrived=started,
+                        rate=self.limit_headers(decision),
                     )
-                    headers.extend(self.limit_headers(decision))
-                    await send({"type": "http.response.start", "status": 200, "headers": headers, BODY_FOLLOWS: True})
-                    await send(_EMPTY_END)
+                    await send({"type": ANSWER, "lines": lines, "count": count})
                     code, handed, decided = HANDED_OVER, decision, monotonic()
                     carried_to = target.spec.name
                     return
@@ -796,7 +804,7 @@ class _Relay(timing.Course):
 
         decision = self.decision
         if not decision.activated:
-            if not await gateway.validator.activate(exchange.digest, decision):
+            if not await gateway.activate(exchange.digest, decision):
                 raise Refused("token_revoked")
             exchange.expires = decision.expires
 

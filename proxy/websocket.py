@@ -108,7 +108,7 @@ async def relay_websocket(gateway: Gateway, scope: Any, receive: Any, send: Any)
         peer = await _connect(gateway, exchange, course, scope, found, below, decision, forwarding + trace, request_id)
         exchange.reached = True
         if not decision.activated:
-            if not await gateway.validator.activate(digest, decision):
+            if not await gateway.activate(digest, decision):
                 raise Refused("token_revoked")
             exchange.expires = decision.expires
         await send(

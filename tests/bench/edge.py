@@ -38,7 +38,7 @@ def _configure(directory: Path, port: int, gateway: Front, workers: int, environ
     put_together(
         directory,
         listen=f"127.0.0.1:{port}",
-        gateway=gateway.base_url.split("/")[2],
+        gateway=f"unix:{environment['UNIX_SOCKET']}",
         workers=workers,
         log_level="crit",
     )

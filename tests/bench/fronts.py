@@ -1,6 +1,7 @@
 """What is compared: each front is opened before one static upstream, with as many workers as the others."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -52,8 +53,13 @@ def _edge(ground: Ground) -> Iterator[Front]:
     directory = ground.directory / "edge"
     directory.mkdir()
     with (
+        # A socket's path may have about a hundred bytes.
+        tempfile.TemporaryDirectory(prefix="zu", dir="/tmp") as sockets,
         gateway(
-            directory / "gateway", target=ground.upstream.url, workers=ground.workers, extra=agreed.environment()
+            directory / "gateway",
+            target=ground.upstream.url,
+            workers=ground.workers,
+            extra=agreed.environment() | {"UNIX_SOCKET": f"{sockets}/web.sock"},
         ) as running,
         edge_front(directory / "nginx", running, name=EDGE, workers=ground.workers) as front,
     ):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from proxy.administration import set_token_limits
 from tests.database import Reset
 from tests.proxy.live import DEVICE, LiveGateway
 from tests.proxy.mirror import Held, Mirror, Wire
+from tests.proxy.moments import stay_in_one_day
 from tests.upstream import RecordingUpstream, wait_until
 from tokens import secrets
 from tokens.models import AccessToken
@@ -110,18 +110,10 @@ def allow() -> Callable[..., None]:
 
     def change(issued: Issued, allowed_ips: list[str] | None = None, **limits: int | None) -> None:
         if any(name.endswith(("_per_day", "_per_month")) for name in limits):
-            stay_within_a_day()
+            stay_in_one_day()
         set_token_limits(token_id=issued.token.pk, limits=limits, allowed_ips=allowed_ips, actor=None, reason="a test")
 
     return change
-
-
-def stay_within_a_day() -> None:
-    """Wait for a UTC midnight that is near: a test of what is counted by the day has one day to be in."""
-    now = clock.now()
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    if (left := (midnight - now).total_seconds()) < 40:
-        time.sleep(left + 0.1)
 
 
 @pytest.fixture

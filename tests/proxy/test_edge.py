@@ -660,6 +660,24 @@ def test_without_redis_requests_go_on_and_nothing_is_lost(settings, upstream, tr
             assert session.bytes_out == 600
 
 
+def test_the_receiver_notices_a_redis_that_falls_silent(settings, upstream, transactional_db, tmp_path, issue):
+    settings.REDIS_TIMEOUT = 0.5
+    with own_redis() as redis_server:
+        settings.REDIS_URL = redis_server.url
+        with LiveGateway().running() as live, edge_log(live) as receiving, quiet(tmp_path, live) as edge:
+            issued = issue(active_for=RUNNING)
+            with edge.client(issued.secret) as client:
+                assert client.get("bytes/100").status_code == 200
+                redis_server.freeze()
+                for _ in range(5):
+                    assert client.get("bytes/100").status_code == 200
+            # While a batch is on its way to it, too.
+            wait_until(lambda: not receiving._link.up, what="the receiver's notice")
+            redis_server.thaw()
+            session = metered(issued, requests=6, seconds=15)
+            assert session.bytes_out == 600
+
+
 def test_the_receiver_hands_over_what_it_has_when_it_stops(live, settings, tmp_path, issue):
     """As a process of its own, told to stop right after the last request."""
     issued = issue(active_for=RUNNING)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import httpx
@@ -16,6 +18,7 @@ from tests.factories import UserFactory
 from tests.proxy.test_headers import received
 from tests.proxy.test_refusals import assert_refused, assert_untouched
 from tests.redis_server import own_redis  # noqa: F401 - a fixture
+from tests.upstream import wait_until
 from tokens.api import gifts as views
 from tokens.models import Gift
 from tokens.services import cancel_gift, claim_gift, offer_gift, reject_gift
@@ -113,6 +116,34 @@ def test_a_gift_during_the_first_request_leaves_it_unused(live, answer_during, i
     assert services.store_pending_activations(older_than=timedelta(seconds=-60)) == 0
     with live.client(claimed.secret, device="device-of-friend") as other:
         assert other.get("status").json()["status"] == "ready"
+
+
+def test_a_gift_in_the_middle_of_noting_the_first_use_leaves_nothing_noted(live, issue, monkeypatch):
+    issued = issue()
+    noted, go_on = threading.Event(), threading.Event()
+    activate = services.tokens_services.activate_token
+
+    def late(**arguments):
+        noted.set()
+        assert go_on.wait(60)
+        return activate(**arguments)
+
+    monkeypatch.setattr(services.tokens_services, "activate_token", late)
+    with live.client(issued.secret) as client, ThreadPoolExecutor(1) as pool:
+        client.get("status")
+        waiting = pool.submit(client.get, "json")
+        try:
+            assert noted.wait(20)
+            gift = give(issued).gift
+            wait_until(waiting.done, what="the end of the request")
+        finally:
+            go_on.set()
+        assert_refused(waiting.result(), 401, "token_held")
+        pending = keys.pending_activations()
+        wait_until(lambda: not redis_client.client().exists(pending), what="the end of the note")
+    cancel_gift(gift_id=gift.pk, giver=issued.token.owner)
+    assert services.store_pending_activations(older_than=timedelta(0)) == 0
+    assert issued.reload().activated_at is None
 
 
 def test_a_gift_claimed_during_the_givers_first_request_is_the_friends(answer_during, issue, friend):

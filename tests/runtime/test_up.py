@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,16 @@ def var_dir(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(embedded.runtime_directory(path), ignore_errors=True)
 
 
+@pytest.fixture
+def unix_socket() -> Iterator[Path]:
+    """The path of a socket, short enough to be one, where an earlier run was killed and left its own."""
+    with tempfile.TemporaryDirectory(prefix="zu") as directory:
+        path = Path(directory) / "web.sock"
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+        yield path
+
+
 def environ(var_dir: Path, port: int, **more: str) -> dict[str, str]:
     dropped = {"DATABASE_URL", "REDIS_URL", "ZENZEFI_TARGET_URL", "MAKELEVEL", "COV_CORE_SOURCE"}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
@@ -62,11 +73,11 @@ def manage(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[
 
 
 @contextmanager
-def up(var_dir: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def up(var_dir: Path, port: int, **more: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     process = subprocess.Popen(
         [sys.executable, "manage.py", "up"],
         cwd=ROOT,
-        env=environ(var_dir, port),
+        env=environ(var_dir, port, **more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -104,6 +115,14 @@ def healthy(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/health", timeout=15, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def healthy_over(path: Path) -> bool:
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+        try:
+            return client.get("http://localhost/health", timeout=15).status_code == 200
+        except httpx.HTTPError:
+            return False
 
 
 def children(var_dir: Path) -> list[psutil.Process]:
@@ -157,9 +176,10 @@ def test_it_serves_beside_other_commands_and_leaves_nothing(var_dir: Path) -> No
     assert "Traceback" not in said
 
 
-def test_what_is_killed_comes_back_and_ctrl_c_ends_it(var_dir: Path) -> None:
+def test_what_is_killed_comes_back_and_ctrl_c_ends_it(var_dir: Path, unix_socket: Path) -> None:
     port = unused_port()
-    with up(var_dir, port) as (process, lines):
+    with up(var_dir, port, UNIX_SOCKET=str(unix_socket)) as (process, lines):
+        assert healthy_over(unix_socket)
         [worker] = web_workers(process)
         worker.kill()
         wait_for(lambda: healthy(port) and worker not in web_workers(process))
@@ -167,7 +187,13 @@ def test_what_is_killed_comes_back_and_ctrl_c_ends_it(var_dir: Path) -> None:
         [master] = [c for c in psutil.Process(process.pid).children() if "gunicorn" in c.cmdline()]
         master.kill()
         wait_for(lambda: "web ended with SIGKILL" in "".join(lines))
-        wait_for(lambda: healthy(port))
+        wait_for(lambda: healthy(port) and healthy_over(unix_socket))
+
+        # gunicorn that ends in order takes the socket's path away.
+        [master] = [c for c in psutil.Process(process.pid).children() if "gunicorn" in c.cmdline()]
+        master.terminate()
+        wait_for(lambda: "web ended with exit code 0" in "".join(lines))
+        wait_for(lambda: healthy(port) and healthy_over(unix_socket))
 
         lease = embedded.Lease(var_dir, fsync=True)
         for server in lease.postgres.running() + lease.redis.running():
@@ -182,6 +208,7 @@ def test_what_is_killed_comes_back_and_ctrl_c_ends_it(var_dir: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(120) == 0
     assert_nothing_left(var_dir, port)
+    assert not unix_socket.exists()
 
 
 def test_after_kill_9_the_next_start_is_clean(var_dir: Path) -> None:
@@ -268,6 +295,7 @@ def test_a_reader_that_stops_reading_does_not_stop_the_platform(var_dir: Path) -
     ("variable", "value", "sentence"),
     [
         ("PORT", "eight", "PORT must be a whole number"),
+        ("UNIX_SOCKET", "/no/such/directory/web.sock", "UNIX_SOCKET /no/such/directory/web.sock cannot be made"),
         ("HOST", "no.such.host.invalid", "HOST 'no.such.host.invalid' cannot be resolved"),
         ("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "The PostgreSQL of DATABASE_URL does not answer"),
     ],

@@ -14,6 +14,9 @@ BODY_FOLLOWS = "zenzefi.body_follows"
 #: A message with the ``status`` and ``headers`` of an interim answer (RFC 9110 §15.2), before ``http.response.start``.
 #: Only for a server that names it in ``scope["extensions"]``; ours does to HTTP/1.1.
 INTERIM = "zenzefi.interim"
+#: A message with a whole answer without a body, in place of ``http.response.start`` and what follows it: ``lines``, its
+#: header lines as they go out, and their ``count``. They frame nothing. Only for a server that names it likewise.
+ANSWER = "zenzefi.answer"
 
 
 def streaming_response(request: HttpRequest, parts: Iterator[str], *, content_type: str) -> StreamingHttpResponse:

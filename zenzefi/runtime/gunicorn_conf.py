@@ -14,7 +14,9 @@ from prometheus_client import multiprocess
 from zenzefi.runtime import processes
 
 wsgi_app = "zenzefi.asgi:application"
-bind = f"{settings.HOST}:{settings.PORT}"
+bind = [f"{settings.HOST}:{settings.PORT}"]
+if settings.UNIX_SOCKET:
+    bind.append(f"unix:{settings.UNIX_SOCKET}")
 workers = settings.WEB_WORKERS
 worker_class = "zenzefi.runtime.worker.GatewayWorker"
 backlog = 2048

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets import http11
 
-from zenzefi.lib.streaming import BODY_FOLLOWS, INTERIM
+from zenzefi.lib.streaming import ANSWER, BODY_FOLLOWS, INTERIM
 from zenzefi.runtime.strictness import handshake_fault, is_good_request_line
 
 #: Bytes of a body in chunks that carry none of it: sizes, extensions, trailers. The parser keeps a trailer until its
@@ -36,6 +36,9 @@ LINGER_SECONDS = 1.0
 
 #: Seconds for which a kept connection may be silent when the worker stops. A request that is on its way finds it open.
 LAST_REQUEST_SECONDS = 0.5
+
+#: Who comes over a Unix socket, which has no addresses.
+LOOPBACK = ("127.0.0.1", 0)
 
 #: Bytes of an answer's first piece up to which copying it behind the head is cheaper than a second system call.
 _JOIN_BYTES = 64 * 1024
@@ -51,8 +54,15 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PLAIN_BYTES = bytes(byte for byte in range(256) if byte >= 0x20 and byte != 0x7F) + b"\t"
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
+# How the head of an answer without a body ends, and the last one's of a connection.
+_NOTHING = b"content-length: 0\r\n\r\n"
+_NOTHING_MORE = b"content-length: 0\r\nconnection: close\r\n\r\n"
+
 #: ``scope["extensions"]`` by version. RFC 9110 §15.2: HTTP/1.0 knows no interim answers.
-_EXTENSIONS: dict[str, dict[str, dict[str, Any]]] = {"1.1": {INTERIM: {}}, "1.0": {}}
+_EXTENSIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "1.1": {INTERIM: {}, ANSWER: {}},
+    "1.0": {ANSWER: {}},
+}
 
 # A handshake has passed our own bounds when the library reads it. What exceeded the library's it would never answer.
 http11.MAX_LINE_LENGTH = http11.MAX_NUM_HEADERS = 2**31
@@ -156,6 +166,9 @@ class Cycle(RequestResponseCycle):
             await self.flow.drain()
         if self.disconnected:
             return
+        if message["type"] == ANSWER and not self.response_started:
+            self._send_answer(message["lines"], message["count"])
+            return
         expected = "http.response.body" if self.response_started else "http.response.start"
         if message["type"] != expected or self.response_complete:
             if message["type"] == INTERIM and not self.response_started and INTERIM in self.scope["extensions"]:
@@ -177,6 +190,17 @@ class Cycle(RequestResponseCycle):
                 raise RuntimeError("An interim answer has no framing.")
             lines.append(b"%b: %b\r\n" % (lower, value))
         self.transport.write(_joined(lines))
+
+    def _send_answer(self, lines: bytes, count: int) -> None:
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        if lines.translate(None, _PLAIN_BYTES) != b"\r\n" * count:
+            raise RuntimeError("Invalid HTTP header value.")
+        self.transport.write(b"HTTP/1.1 200 OK\r\n%b%b" % (lines, _NOTHING if self.keep_alive else _NOTHING_MORE))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
     def _send_head(self, status: int, headers: Any, body_follows: bool) -> None:
         self.response_started = True
@@ -261,6 +285,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        peer = transport.get_extra_info("socket")
+        if peer is not None and peer.family == socket.AF_UNIX:
+            # On a Unix socket: somebody of this machine, as on its loopback.
+            self.client, self.server = LOOPBACK, (settings.HOST, settings.PORT)
         _bound_unread(transport)
         #: When the connection fell idle, or the head began that is being read.
         self._since = self.loop.time()

@@ -48,6 +48,7 @@ class Supervisor:
         self.lock = FileLock(self.directory / embedded.SUPERVISOR_LOCK)
         self.lease: embedded.Lease | None = None
         self.listener: socket.socket | None = None
+        self.unix_listener: socket.socket | None = None
         self.children: list[Child] = []
         self.selector = selectors.DefaultSelector()
         self.stopping = False
@@ -165,7 +166,6 @@ class Supervisor:
 
     def _plan(self, environ: dict[str, str], metrics: Path, demo: int | None) -> list[Child]:
         """Return the children in the order of their start; they are stopped by ``_end`` in its own."""
-        assert self.listener is not None
         counted = {**environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
         # In a container root is the usual user; the warning would only drown what follows it.
         quiet = "-Wignore:You're running the worker with superuser privileges"
@@ -174,20 +174,14 @@ class Supervisor:
         beat = [*celery, "beat", "--pidfile=", f"--schedule={settings.VAR_DIR / 'beat-schedule'}"]
         # Receives the log of the nginx in front, if there is one.
         meter = [sys.executable, "manage.py", "edge_meter"]
-        web = program("gunicorn", "-c", "python:zenzefi.runtime.gunicorn_conf")
         plan = []
         if demo is not None:
             server = program("zenzefi.runtime.demo_upstream", "--host", "127.0.0.1", "--port", str(demo))
             plan.append(Child("upstream", server, environ, stop_seconds=2))
         return [
             *plan,
-            Child(
-                "web",
-                [*web, "--bind", f"fd://{self.listener.fileno()}"],
-                counted,
-                stop_seconds=math.ceil(settings.GATEWAY["shutdown_grace"]) + 6,
-                inherited=(self.listener.fileno(),),
-            ),
+            # Its command is made when it starts.
+            Child("web", (), counted, stop_seconds=math.ceil(settings.GATEWAY["shutdown_grace"]) + 6),
             # Tasks are acknowledged late and safe to run twice, so one that takes longer is simply repeated.
             Child("worker", [*worker, "--without-gossip", "--without-mingle"], counted, stop_seconds=3),
             Child("beat", beat, environ, stop_seconds=2),
@@ -273,8 +267,21 @@ class Supervisor:
         self.terminal.flush()
 
     def _start(self, child: Child) -> None:
+        if child.role == "web":
+            self._hand_listeners_to(child)
         child.start()
         self.selector.register(child.output, selectors.EVENT_READ, child)
+
+    def _hand_listeners_to(self, web: Child) -> None:
+        """Give gunicorn what it is to listen on. It takes a Unix socket's path away at its end, so each has its own."""
+        assert self.listener is not None
+        if settings.UNIX_SOCKET is not None:
+            if self.unix_listener is not None:
+                self.unix_listener.close()
+            self.unix_listener = _bind_unix(settings.UNIX_SOCKET)
+        web.inherited = tuple(one.fileno() for one in (self.listener, self.unix_listener) if one is not None)
+        bind = [word for number in web.inherited for word in ("--bind", f"fd://{number}")]
+        web.command = program("gunicorn", "-c", "python:zenzefi.runtime.gunicorn_conf", *bind)
 
     def _drop(self, child: Child) -> None:
         """Pass on a child's last words and stop listening to it."""
@@ -299,9 +306,13 @@ class Supervisor:
         # Ours as well as gunicorn's: connections are refused now, not left in a queue nobody serves.
         if self.listener is not None:
             self.listener.close()
+        if self.unix_listener is not None:
+            self.unix_listener.close()
         for role in ("web", "edge", "worker", "beat", "upstream"):
             if role in by_role:
                 self._stop(by_role[role])
+        if settings.UNIX_SOCKET is not None and self.unix_listener is not None:
+            settings.UNIX_SOCKET.unlink(missing_ok=True)
         if self.lease is not None:
             self.lease.release()
         if self.lock.held:
@@ -361,6 +372,21 @@ class Supervisor:
                 except OSError:
                     continue
                 return port
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """Bind a Unix socket for gunicorn to inherit, in place of one that an earlier run left. Raises StartError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            path.unlink()
+        listener.bind(os.fspath(path))
+        # For whoever may enter the directory, as gunicorn makes its own: the nginx in front is another user.
+        path.chmod(0o777)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"UNIX_SOCKET {path} cannot be made: {error.strerror}.") from None
+    return listener
 
 
 def _said(code: int) -> str:

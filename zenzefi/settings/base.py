@@ -28,6 +28,7 @@ env = Environment.load()
 ENVIRONMENT = "local"
 HOST = env.string("HOST", "127.0.0.1")
 PORT = env.integer("PORT", 8000, minimum=1, maximum=65535)
+UNIX_SOCKET = env.socket_path("UNIX_SOCKET")
 VAR_DIR = env.path("VAR_DIR", "var") or Path()
 WEB_WORKERS = env.integer("WEB_WORKERS", min(2, os.cpu_count() or 1), minimum=1, maximum=256)
 DEBUG = env.boolean("DEBUG", False)

@@ -19,6 +19,9 @@ BASE_DIR = Path(__file__).resolve().parent.parent.parent
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+#: Of ``sun_path`` on Linux, without its end.
+SOCKET_PATH_BYTES = 107
+
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -148,6 +151,15 @@ class Environment:
     def path(self, name: str, default: str = "") -> Path | None:
         value = self.raw(name, default)
         return (BASE_DIR / value).absolute() if value else None
+
+    def socket_path(self, name: str) -> Path | None:
+        """Return where a Unix socket is to be; ``None`` when unset."""
+        value = self.path(name)
+        if value is not None and len(os.fsencode(value)) > SOCKET_PATH_BYTES:
+            raise ConfigurationError(
+                f"{name} is longer than the {SOCKET_PATH_BYTES} bytes that a socket's path may have."
+            )
+        return value
 
     def datagram_address(self, name: str, default: str = "") -> str:
         """Return ``unix:/path`` or ``host:port``, where datagrams are received."""
