@@ -22,6 +22,7 @@ import pytest
 from websockets.sync.client import connect
 
 from proxy import services, upstream_services
+from proxy.edge import Edge
 from proxy.edge_log import EdgeLog
 from proxy.models import Session, UpstreamTarget
 from tests.factories import UserFactory
@@ -376,6 +377,26 @@ def test_who_cannot_prove_to_be_a_carrier_is_told_nothing(live, handed, issue, p
     assert answer.status_code == 200
     assert "x-accel-redirect" not in answer.headers
     assert handed == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"x-accel-redirect: @a\r\nx-forged: 1\r\n", 1),
+        (b"x-accel-redirect: @a\r\n\r\nforged\r\n", 2),
+        (b"x-accel-redirect: @a\rb\r\n", 1),
+        (b"x-accel-redirect: @a\x00\r\n", 1),
+        (b"x-accel-redirect: @a", 1),
+    ],
+)
+def test_what_is_no_line_is_not_sent_to_the_carrier(live, issue, monkeypatch, lines):
+    """The last look at what is handed over, should anything odd ever get as far."""
+    monkeypatch.setattr(Edge, "handover", lambda self, target, **_: lines)
+    key = live.gateway.upstream.targets[0].carrier_key
+    with live.client(issue(active_for=RUNNING).secret) as client:
+        answer = client.get("certificates/filter", headers={"X-Zenzefi-Edge": f"{SECRET} {key}"})
+    assert_refused(answer, 500, "internal_error")
+    assert not {"x-accel-redirect", "x-forged"} & set(answer.headers)
 
 
 def test_a_client_cannot_speak_for_the_carrier(edge, live, handed, issue, upstream):

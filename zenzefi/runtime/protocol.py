@@ -192,10 +192,10 @@ class Cycle(RequestResponseCycle):
         self.transport.write(_joined(lines))
 
     def _send_answer(self, lines: bytes, count: int) -> None:
-        self.response_started = self.response_complete = True
-        self.waiting_for_100_continue = False
         if lines.translate(None, _PLAIN_BYTES) != b"\r\n" * count:
             raise RuntimeError("Invalid HTTP header value.")
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
         self.transport.write(b"HTTP/1.1 200 OK\r\n%b%b" % (lines, _NOTHING if self.keep_alive else _NOTHING_MORE))
         self.message_event.set()
         if not self.keep_alive:
