@@ -161,17 +161,18 @@ def test_lists_and_details_are_shown(request, who, model):
     assert client.get(page(model, "history", row.pk)).status_code == 200
 
 
-@pytest.mark.parametrize("model", OURS, ids=LABELS)
-def test_a_list_takes_the_same_queries_for_many_rows(office, model):
-    def queries() -> int:
-        with CaptureQueriesContext(
-            connection,
-        ) as captured:
-            assert office.get(page(model, "changelist")).status_code == 200
-        return len(captured)
+def test_lists_take_the_same_queries_for_many_rows(office):
+    def queries() -> dict[str, int]:
+        counts = {}
+        for model in OURS:
+            with CaptureQueriesContext(connection) as captured:
+                assert office.get(page(model, "changelist")).status_code == 200
+            counts[model._meta.label] = len(captured)
+        return counts
 
     fill(3)
-    office.get(page(model, "changelist"))
+    # The first look at a page may ask what is remembered later.
+    queries()
     few = queries()
     fill(27)
 
