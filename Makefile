@@ -22,11 +22,11 @@ run: ## start everything on http://$HOST:$PORT (127.0.0.1:8000); Ctrl-C stops it
 
 test: ## the whole suite; ARGS="tests/wallet -x" narrows it
 	@$(BOOTSTRAP) requirements-dev.txt
-	$(VENV_PYTHON) -m pytest -n 3 $(ARGS)
+	$(VENV_PYTHON) -m pytest -n 4 $(ARGS)
 
 coverage: ## the same with the coverage of every branch, which takes a third longer
 	@$(BOOTSTRAP) requirements-dev.txt
-	$(VENV_PYTHON) -m pytest -n 3 --cov --cov-report=term:skip-covered $(ARGS)
+	$(VENV_PYTHON) -m pytest -n 4 --cov --cov-report=term:skip-covered $(ARGS)
 
 test-long: ## the ledger against its model on new examples for LEDGER_SECONDS=420, from LEDGER_SEED or a random one
 	@$(BOOTSTRAP) requirements-dev.txt
