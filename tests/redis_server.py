@@ -47,8 +47,8 @@ def thaw(server: RedisServer) -> None:
         process.send_signal(signal.SIGCONT)
 
 
-def forget_keys(prefix: str) -> None:
-    """Empty the suite's Redis of the keys that begin so. Never all of it: other workers' tests are at work in it."""
-    client: Any = redis_client.client()
+def forget_keys(prefix: str, client: Any = None) -> None:
+    """Empty Redis of the keys that begin so. Never the suite's of all: other workers' tests are at work in it."""
+    client = client or redis_client.client()
     if keys := list(client.scan_iter(match=f"{prefix}*", count=1000)):
         client.delete(*keys)

@@ -17,7 +17,7 @@ from tests.bench.latency import Latency, percentile
 from tests.bench.load import Load, WrkResult, parse_wrk
 from tests.bench.loads import Cell, cells_of, in_turn, seconds_of
 from tests.bench.nginx import Front
-from tests.bench.processes import REPOSITORY, BenchError
+from tests.bench.processes import REPOSITORY, BenchError, signals_held_back
 from tests.bench.purchases import History, Sales
 from tests.bench.report import (
     Ratio,
@@ -424,6 +424,19 @@ def test_interrupted_bench_leaves_nothing(tmp_path: Path) -> None:
     assert (child.returncode, errors) == (130, b"bench: stopped\n")
     _wait_until_no_process_mentions(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_waits_until_what_is_started_is_known() -> None:
+    known = False
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), signals_held_back():
+            signal.raise_signal(signal.SIGTERM)
+            known = True
+        assert known
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait_until_no_process_mentions(text: str) -> None:

@@ -19,6 +19,7 @@ from tests.database import Reset
 from tests.proxy.live import DEVICE, LiveGateway
 from tests.proxy.mirror import Held, Mirror, Wire
 from tests.proxy.moments import stay_in_one_day
+from tests.redis_server import forget_keys
 from tests.upstream import RecordingUpstream, wait_until
 from tokens import secrets
 from tokens.models import AccessToken
@@ -49,8 +50,7 @@ def own_redis_keys(request: pytest.FixtureRequest, settings: Any) -> Iterator[No
     # The suite's Redis, also where a test uses one of its own.
     client = redis_client.client()
     yield
-    for key in client.scan_iter(f"{prefix}*", count=1000):
-        client.delete(key)
+    forget_keys(prefix, client)
 
 
 def make_token(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ class Answered:
 
 
 @dataclass
-class Clients:
+class Clients(ABC):
     """Some connections that send one request again and again, from a thread, until they are stopped."""
 
     port: int
@@ -45,9 +46,9 @@ class Clients:
     async def _run(self) -> None:
         await asyncio.gather(*(self._one() for _ in range(self.connections)))
 
+    @abstractmethod
     async def _one(self) -> None:
         """What one of them does until it is told to stop."""
-        raise NotImplementedError
 
 
 @dataclass
