@@ -41,6 +41,7 @@ GROUPS = {
     "processes": (
         "proxy/test_cache_suite.py",
         "proxy/test_capacity.py",
+        "proxy/test_devices.py",
         "proxy/test_metering_exact.py",
         "proxy/test_outages.py",
         "proxy/test_processes.py",
