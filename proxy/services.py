@@ -14,6 +14,7 @@ import redis
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connection, transaction
+from django.db.models import F, Q
 
 from proxy import keys
 from proxy.models import MeterBatch, Session, TokenLimits
@@ -83,8 +84,12 @@ def evict_recent_changes(*, since: timedelta) -> int:
     """
     moment = clock.now() - since
     changes = [(row.digest, row.changed_at, row.revoked) for row in tokens_selectors.changed_since(moment)]
-    users = get_user_model()._default_manager.filter(updated_at__gte=moment).values_list("pk", "updated_at")
-    for user_id, updated_at in users:
+    users = get_user_model()._default_manager.filter(
+        # Of a new account both moments are read at once; that it was made changed no token.
+        Q(is_active=False) | Q(updated_at__gt=F("created_at") + timedelta(milliseconds=1)),
+        updated_at__gte=moment,
+    )
+    for user_id, updated_at in users.values_list("pk", "updated_at"):
         changes += [(digest, updated_at, False) for _token_id, digest in tokens_selectors.digests_of_user(user_id)]
     limits = TokenLimits.objects.filter(updated_at__gte=moment).values_list("token__digest", "updated_at")
     changes += [(digest, updated_at, False) for digest, updated_at in limits]

@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet
 
 from tokens import secrets
 from tokens.exceptions import TokenNotFound
@@ -144,14 +144,19 @@ def successor_of(token_id: uuid.UUID) -> uuid.UUID | None:
 
 
 def changed_since(moment: datetime) -> list[ChangedCredential]:
-    """Return the credentials that changed at or after a moment.
+    """Return the credentials that changed at or after a moment. One that was only made then is none of them.
 
     The moment of a change is read before its transaction commits: ask for a little more than the time since the
     last call, so that a slow commit is not missed.
     """
     changed = [
         ChangedCredential(token_id, digest, revoked_at is not None, changed_at)
-        for token_id, digest, revoked_at, changed_at in AccessToken.objects.filter(changed_at__gte=moment)
+        for token_id, digest, revoked_at, changed_at in AccessToken.objects.filter(
+            # A new row's moment of change is read before its moment of making. A revocation counts whatever the clocks
+            # of two machines say.
+            Q(revoked_at__isnull=False) | Q(changed_at__gt=F("created_at")),
+            changed_at__gte=moment,
+        )
         .order_by("changed_at")
         .values_list("id", "digest", "revoked_at", "changed_at")
     ]

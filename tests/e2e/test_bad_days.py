@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -72,20 +73,38 @@ class Buyer(threading.Thread):
         assert self.customer.balance() == f"{5000 - bought}.00"
 
 
-def _end(buyers: list[Buyer]) -> None:
-    for buyer in buyers:
-        buyer.ended.set()
-    for buyer in buyers:
-        buyer.join(60)
-        assert not buyer.is_alive()
-
-
-def _buy(stack: Stack, count: int) -> list[Buyer]:
+@contextlib.contextmanager
+def _buying(stack: Stack, count: int) -> Iterator[list[Buyer]]:
+    """Have so many people buy, each once at least, until the block ends."""
     buyers = [Buyer(stack) for _ in range(count)]
+    try:
+        for buyer in buyers:
+            buyer.start()
+        wait_until(lambda: all(buyer.acknowledged for buyer in buyers), seconds=120, what="every buyer bought once")
+        yield buyers
+    finally:
+        for buyer in buyers:
+            buyer.ended.set()
+        for buyer in buyers:
+            if buyer.ident is not None:
+                buyer.join(60)
+    assert not any(buyer.is_alive() for buyer in buyers)
+
+
+def _wait_until_all_buy_again(buyers: list[Buyer]) -> None:
+    before = {buyer: len(buyer.acknowledged) for buyer in buyers}
+    wait_until(
+        lambda: all(len(buyer.acknowledged) > before[buyer] for buyer in buyers),
+        seconds=60,
+        what="everyone buys again",
+    )
+
+
+def _assert_all_is_well(stack: Stack, buyers: list[Buyer]) -> None:
     for buyer in buyers:
-        buyer.start()
-    wait_until(lambda: all(buyer.acknowledged for buyer in buyers), seconds=120, what="every buyer bought once")
-    return buyers
+        buyer.assert_nothing_lost_or_doubled()
+        assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
+    stack.manage("reconcile")
 
 
 def _kill_one_of(workers: list[psutil.Process]) -> bool:
@@ -100,21 +119,15 @@ def _kill_one_of(workers: list[psutil.Process]) -> bool:
 
 
 def test_web_workers_killed_in_the_middle_of_purchases(battered_stack: Stack):
-    buyers = _buy(battered_stack, 6)
-
     away = []
-    for _ in range(20):
-        wait_until(lambda: _kill_one_of(battered_stack.web_workers()), seconds=60, what="a web worker runs")
-        away.append(wait_until(battered_stack.healthy, seconds=60, what="the service is back"))
-        time.sleep(0.2)
+    with _buying(battered_stack, 6) as buyers:
+        for _ in range(20):
+            wait_until(lambda: _kill_one_of(battered_stack.web_workers()), seconds=60, what="a web worker runs")
+            away.append(wait_until(battered_stack.healthy, seconds=60, what="the service is back"))
+            time.sleep(0.2)
     # Shown by `pytest -rP`; a figure to look at, not to fail on.
     sys.stdout.write(f"Served again after {sorted(away)[10]:.2f} s (median), {max(away):.2f} s at most\n")
-
-    _end(buyers)
-    for buyer in buyers:
-        buyer.assert_nothing_lost_or_doubled()
-        assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
-    battered_stack.manage("reconcile")
+    _assert_all_is_well(battered_stack, buyers)
 
 
 def _processes(var_dir: Path, name: str) -> list[psutil.Process]:
@@ -139,59 +152,38 @@ def test_a_neighbour_is_frozen_and_thawed(battered_stack: Stack, name: str):
     token = battered_stack.customer().buy()["token"]
     visitor = battered_stack.customer(balance="0.00")
     assert visitor.proxied(token, "json").status_code == 200
-    buyers = _buy(battered_stack, 3)
-
-    family = _processes(battered_stack.var_dir, name)
-    begin = time.monotonic()
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGSTOP)
-    try:
-        deadline = time.monotonic() + 8
-        proxied = []
-        while time.monotonic() < deadline:
-            proxied.append(visitor.proxied(token, "json").status_code)
-            time.sleep(0.1)
-    finally:
-        for process in reversed(family):
+    with _buying(battered_stack, 3) as buyers:
+        family = _processes(battered_stack.var_dir, name)
+        begin = time.monotonic()
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
-    frozen_for = time.monotonic() - begin
+                process.send_signal(signal.SIGSTOP)
+        try:
+            deadline = time.monotonic() + 8
+            proxied = []
+            while time.monotonic() < deadline:
+                proxied.append(visitor.proxied(token, "json").status_code)
+                time.sleep(0.1)
+        finally:
+            for process in reversed(family):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGCONT)
+        frozen_for = time.monotonic() - begin
 
-    # The gateway goes on: from Redis while PostgreSQL is away, from PostgreSQL while Redis is.
-    assert set(proxied) == {200}
-    before = {buyer: len(buyer.acknowledged) for buyer in buyers}
-    wait_until(
-        lambda: all(len(buyer.acknowledged) > before[buyer] for buyer in buyers),
-        seconds=30,
-        what="everyone buys again",
-    )
-    _end(buyers)
-    for buyer in buyers:
-        buyer.assert_nothing_lost_or_doubled()
-        assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
-        # Nobody waits on once it is back.
-        assert buyer.longest_answer < frozen_for + 10
-    battered_stack.manage("reconcile")
+        # The gateway goes on: from Redis while PostgreSQL is away, from PostgreSQL while Redis is.
+        assert set(proxied) == {200}
+        _wait_until_all_buy_again(buyers)
+    _assert_all_is_well(battered_stack, buyers)
+    # Nobody waits on once it is back.
+    assert max(buyer.longest_answer for buyer in buyers) < frozen_for + 10
 
 
 @pytest.mark.parametrize("name", ["postgres", "redis-server"])
 def test_a_neighbour_is_killed_and_started_again(battered_stack: Stack, name: str):
-    buyers = _buy(battered_stack, 3)
-
-    for process in _processes(battered_stack.var_dir, name):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    wait_until(battered_stack.healthy, seconds=60, what="the service is ready again")
-
-    before = {buyer: len(buyer.acknowledged) for buyer in buyers}
-    wait_until(
-        lambda: all(len(buyer.acknowledged) > before[buyer] for buyer in buyers),
-        seconds=30,
-        what="everyone buys again",
-    )
-    _end(buyers)
-    for buyer in buyers:
-        buyer.assert_nothing_lost_or_doubled()
-        assert {status for status in buyer.statuses if isinstance(status, int)} <= {201, 409, 503}
-    battered_stack.manage("reconcile")
+    with _buying(battered_stack, 3) as buyers:
+        for process in _processes(battered_stack.var_dir, name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        wait_until(battered_stack.healthy, seconds=60, what="the service is ready again")
+        _wait_until_all_buy_again(buyers)
+    _assert_all_is_well(battered_stack, buyers)

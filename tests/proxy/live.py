@@ -155,36 +155,37 @@ def read_all(peer: socket.socket) -> bytes:
     return bytes(data)
 
 
-def read_response(peer: socket.socket) -> tuple[int, dict[str, list[str]], bytes]:
-    """Read one response with a length or chunks off a connection."""
+def _read_line(peer: socket.socket) -> bytes:
+    """Read a line with its end, and no byte of what follows: that may belong to the next answer."""
+    line = bytearray()
+    while not line.endswith(b"\r\n"):
+        byte = peer.recv(1)
+        assert byte, f"closed after {bytes(line)!r}"
+        line += byte
+    return bytes(line)
+
+
+def _read_exactly(peer: socket.socket, size: int) -> bytes:
     data = bytearray()
-    while b"\r\n\r\n" not in data:
-        piece = peer.recv(65536)
-        assert piece, f"closed after {bytes(data)!r}"
+    while len(data) < size:
+        piece = peer.recv(min(65536, size - len(data)))
+        assert piece, f"closed after {len(data)} bytes of {size}"
         data += piece
-    head, _, rest = bytes(data).partition(b"\r\n\r\n")
-    status_line, *lines = head.decode("latin-1").split("\r\n")
+    return bytes(data)
+
+
+def read_response(peer: socket.socket) -> tuple[int, dict[str, list[str]], bytes]:
+    """Read one response off a connection, with its length or chunks; one that has neither is its head alone."""
+    status = int(_read_line(peer).split(b" ")[1])
     headers: dict[str, list[str]] = {}
-    for line in lines:
-        name, _, value = line.partition(": ")
+    while (line := _read_line(peer)) != b"\r\n":
+        name, _, value = line.decode("latin-1").removesuffix("\r\n").partition(": ")
         headers.setdefault(name.lower(), []).append(value)
-    status = int(status_line.split(" ")[1])
-    body = rest
+    body = b""
     if "content-length" in headers:
-        while len(body) < int(headers["content-length"][0]):
-            piece = peer.recv(65536)
-            assert piece
-            body += piece
+        body = _read_exactly(peer, int(headers["content-length"][0]))
     elif "transfer-encoding" in headers:
-        while not body.endswith(b"0\r\n\r\n"):
-            piece = peer.recv(65536)
-            assert piece
-            body += piece
-        decoded, remaining = b"", body
-        while remaining:
-            size, _, remaining = remaining.partition(b"\r\n")
-            length = int(size, 16)
-            decoded += remaining[:length]
-            remaining = remaining[length + 2 :]
-        body = decoded
+        while size := int(_read_line(peer), 16):
+            body += _read_exactly(peer, size + 2)[:-2]
+        assert _read_line(peer) == b"\r\n"
     return status, headers, body

@@ -198,7 +198,9 @@ def test_the_sweep_looks_back_as_far_as_the_cache_remembers(live, issue):
         assert client.get("json").status_code == 200
         earlier = clock.now() - timedelta(seconds=settings.GATEWAY["cache_seconds"])
         # Straight in the database: no signal, and long enough ago that a short sweep would not see it.
-        AccessToken.objects.filter(pk=issued.token.pk).update(revoked_at=earlier, changed_at=earlier)
+        AccessToken.objects.filter(pk=issued.token.pk).update(
+            created_at=earlier - timedelta(hours=1), revoked_at=earlier, changed_at=earlier
+        )
         assert client.get("json").status_code == 200
 
         assert tasks.re_evict_recent() >= 1
@@ -207,10 +209,11 @@ def test_the_sweep_looks_back_as_far_as_the_cache_remembers(live, issue):
 
 
 def test_the_sweep_evicts_once_for_each_change(live, issue):
-    """Else every token would be looked up again and again for minutes after it was bought."""
+    """Else every token would be looked up again and again for minutes after a change."""
     issued = issue()
     span = timedelta(minutes=1)
-    assert services.evict_recent_changes(since=span) >= 1
+    AccessToken.objects.filter(pk=issued.token.pk).update(label="mine", changed_at=clock.now())
+    assert services.evict_recent_changes(since=span) == 1
     assert services.evict_recent_changes(since=span) == 0
     with live.client(issued.secret) as client:
         assert client.get("json").status_code == 200
@@ -224,6 +227,22 @@ def test_the_sweep_evicts_once_for_each_change(live, issue):
         AccessToken.objects.filter(pk=issued.token.pk).update(revoked_at=clock.now(), changed_at=clock.now())
         assert services.evict_recent_changes(since=span) == 1
         assert_refused(client.get("json"), 401, "token_revoked")
+
+
+def test_the_sweep_leaves_alone_what_has_only_come_into_being(live):
+    """PostgreSQL may go away at any moment, and what was in use before goes on only if Redis still knows it."""
+    with httpx.Client(base_url=f"{live.url}/api/v1", timeout=30, trust_env=False) as api:
+        account = {"email": "ada@example.com", "password": "correct-horse-battery"}
+        assert api.post("/auth/register", json={**account, "username": "ada"}).status_code == 201
+        api.headers["Authorization"] = f"Bearer {api.post('/auth/login', json=account).json()['access_token']}"
+        assert api.post("/currency/mock-purchase", json={"amount": "100.00"}).status_code == 201
+        secret = api.post("/tokens/purchase", json={"duration_hours": 1}).json()["token"]
+    with live.client(secret) as client:
+        assert client.get("json").status_code == 200
+        asked = live.gateway.validator.answered["postgresql"]
+        assert services.evict_recent_changes(since=timedelta(minutes=1)) == 0
+        assert client.get("json").status_code == 200
+        assert live.gateway.validator.answered["postgresql"] == asked
 
 
 def test_a_redis_that_forgot_the_eviction_forgot_that_it_was_done(live, issue):
