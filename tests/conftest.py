@@ -76,7 +76,9 @@ def _no_keys_of_another_test() -> None:
     forget_keys(settings.REDIS_PREFIX)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Before xdist's own, which reads the groups.
     folder = Path(__file__).parent
     for item in items:
         path = item.path.relative_to(folder).as_posix()
