@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,28 +32,6 @@ TOOLS = {
     "wrk": ("wrk",),
 }
 
-#: Tests that run one after the other on one worker, by the files' beginnings: whole platforms, which take all of a
-#: machine while they start, and several gateways under load, which are looked at by the clock. Beside each other they
-#: would measure each other, and those that share a platform would start one on each worker.
-GROUPS = {
-    "platforms": ("bench/", "e2e/", "runtime/"),
-    "processes": (
-        "proxy/test_cache_suite.py",
-        "proxy/test_capacity.py",
-        "proxy/test_devices.py",
-        "proxy/test_metering_exact.py",
-        "proxy/test_outages.py",
-        "proxy/test_processes.py",
-        "proxy/test_restarts.py",
-        "proxy/test_slow_clients.py",
-        "proxy/test_streams.py",
-        "proxy/test_switch.py",
-        "proxy/test_token_limits.py",
-        "proxy/test_unix_socket.py",
-        "proxy/test_upstreams.py",
-    ),
-}
-
 #: The npm package of that name, where .ci/run puts it.
 HTTP_CACHE_TESTS = settings.VAR_DIR / "http-cache-tests" / "node_modules" / "http-cache-tests"
 
@@ -76,15 +53,14 @@ def _no_keys_of_another_test() -> None:
     forget_keys(settings.REDIS_PREFIX)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.scheduling import GroupScheduling
+
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Before xdist's own, which reads the groups.
-    folder = Path(__file__).parent
-    for item in items:
-        path = item.path.relative_to(folder).as_posix()
-        for group, beginnings in GROUPS.items():
-            if path.startswith(beginnings):
-                item.add_marker(pytest.mark.xdist_group(group))
     for marker in _missing():
         for item in items:
             if item.get_closest_marker(marker):
