@@ -1,4 +1,4 @@
-"""The suite's own PostgreSQL and Redis, and what is left out when a tool is missing."""
+"""The suite's own PostgreSQL and Redis, what is left out when a tool is missing, and what was tried again."""
 
 from __future__ import annotations
 
@@ -73,6 +73,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         count = sum(_reason(marker) in reason for reason in skipped)
         if count:
             terminalreporter.write_line(f"Left out {count} tests marked {marker}: {_reason(marker)}.")
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.write_line(f"Tried again: {report.nodeid} ({report.when}), after:\n{report.longreprtext}")
     # What tests recorded for people, also in another process.
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
