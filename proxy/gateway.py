@@ -40,6 +40,7 @@ from proxy.headers import (
     read_answer,
     read_request,
 )
+from proxy.last_known import LastKnown
 from proxy.limit_answers import LimitHeaders
 from proxy.limits import NONE, Limits
 from proxy.metering import Meter
@@ -152,15 +153,15 @@ class Gateway:
         self._well_formed: set[str] = set()
         self._table: ScopeTable | None = None
         self._rules: list[Rule] | None = None
+        self._last_known = LastKnown(self.link)
         self._loading_rules = asyncio.Lock()
         self._background: set[asyncio.Task[Any]] = set()
         logging.getLogger("uvicorn.error").addFilter(_expected_hangups)
         await asyncio.gather(
             self.link.start(), self._changes.start(), self._load_rules(), self._load_targets(), self.gate.load()
         )
-        if self._specs is None:
-            # PostgreSQL is away. Better these than none until it is asked again.
-            await self.upstream.apply(targets.from_settings())
+        if self._rules is None or self._specs is None:
+            await self._start_with_last_known()
         self.upstream.start()
         loop = self._loop = asyncio.get_running_loop()
         self._tasks = [
@@ -345,6 +346,15 @@ class Gateway:
         self.keep(task)
         return await asyncio.shield(task)
 
+    async def _start_with_last_known(self) -> None:
+        """PostgreSQL is away: serve as the other workers do until it answers."""
+        rules, specs = await self._last_known.read()
+        if self._rules is None and rules is not None:
+            self._table = ScopeTable(rules)
+        if self._specs is None:
+            # Better the environment's than none.
+            await self.upstream.apply(targets.from_settings() if specs is None else specs)
+
     async def _load_rules(self) -> None:
         # One at a time: of two answers the older one must not be applied last.
         async with self._loading_rules:
@@ -354,6 +364,7 @@ class Gateway:
                 # Also before the migrations of this version have run.
                 logger.warning("Path rules could not be read: %s", exc)
                 return
+        self._last_known.keep_rules(rules)
         if rules != self._rules:
             self._rules = rules
             self._table = ScopeTable(rules)
@@ -362,7 +373,7 @@ class Gateway:
 
     async def _refresh_rules(self) -> None:
         while True:
-            await asyncio.sleep(5.0 if self._table is not None else 0.5)
+            await asyncio.sleep(5.0 if self._rules is not None else 0.5)
             try:
                 await self._load_rules()
             except Exception:
@@ -376,6 +387,7 @@ class Gateway:
             except (DatabaseAway, DatabaseError) as exc:
                 logger.warning("The servers could not be read: %s", exc)
                 return
+            self._last_known.keep_targets(specs)
             if specs == self._specs:
                 return
             self._specs = specs

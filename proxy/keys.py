@@ -97,5 +97,10 @@ def upstream_in_flight(target_id: str) -> str:
     return f"{prefix()}flight:{target_id}"
 
 
+def last_known() -> str:
+    """What the workers read from PostgreSQL last and apply: path rules and servers."""
+    return f"{prefix()}last"
+
+
 def prober() -> str:
     return f"{prefix()}prober"

@@ -1,0 +1,89 @@
+"""Path rules and servers as they were read last, kept in Redis for a worker that starts while PostgreSQL is away.
+
+Its neighbours go on with what they have in memory; it should do the same, not refuse what they let through or send
+requests where they would not. Whoever reads PostgreSQL writes what it read, every few seconds, so that a Redis that
+lost its memory has it again. Private keys are sealed as they are in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+
+import hiredis
+
+from proxy import keys
+from proxy.redis_link import RedisAway, RedisLink
+from proxy.scopes import Rule
+from proxy.targets import KeyUnreadable, TargetSpec, from_settings, seal_key, unseal_key
+
+logger = logging.getLogger(__name__)
+
+RULES, TARGETS = "rules", "targets"
+
+
+def pack_rules(rules: Sequence[Rule]) -> str:
+    return json.dumps([dataclasses.asdict(rule) for rule in rules])
+
+
+def unpack_rules(packed: bytes) -> list[Rule]:
+    """Raises :class:`TypeError` and :class:`ValueError` for what another version has written."""
+    return [Rule(**row) for row in json.loads(packed)]
+
+
+def pack_targets(specs: Sequence[TargetSpec]) -> str:
+    """Return servers packed; those of the environment as none, as each worker knows its own."""
+    rows = []
+    for spec in specs if list(specs) != from_settings() else ():
+        key = seal_key(spec.client_key).decode("ascii") if spec.client_key else ""
+        scopes = sorted(scope.decode("ascii") for scope in spec.scopes)
+        rows.append({**dataclasses.asdict(spec), "scopes": scopes, "client_key": key})
+    return json.dumps(rows)
+
+
+def unpack_targets(packed: bytes) -> list[TargetSpec]:
+    """Raises as :func:`unpack_rules`, and :class:`KeyUnreadable`."""
+    specs = []
+    for row in json.loads(packed):
+        key = unseal_key(row["client_key"].encode("ascii")) if row["client_key"] else ""
+        scopes = frozenset(scope.encode("ascii") for scope in row["scopes"])
+        specs.append(TargetSpec(**{**row, "scopes": scopes, "client_key": key}))
+    return specs or from_settings()
+
+
+class LastKnown:
+    """One worker's access to it."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        # As read last, beside how they are written.
+        self._rules: tuple[Sequence[Rule], str] = ((), "")
+        self._targets: tuple[Sequence[TargetSpec], str] = ((), "")
+
+    def keep_rules(self, rules: Sequence[Rule]) -> None:
+        """Write rules that have just been read from PostgreSQL. Lost without a word while Redis is away."""
+        if not self._rules[1] or rules != self._rules[0]:
+            self._rules = rules, pack_rules(rules)
+        self._link.tell(b"HSET", keys.last_known(), RULES, self._rules[1])
+
+    def keep_targets(self, specs: Sequence[TargetSpec]) -> None:
+        """As :meth:`keep_rules`."""
+        if not self._targets[1] or specs != self._targets[0]:
+            self._targets = specs, pack_targets(specs)
+        self._link.tell(b"HSET", keys.last_known(), TARGETS, self._targets[1])
+
+    async def read(self) -> tuple[list[Rule] | None, list[TargetSpec] | None]:
+        """Return rules and servers; ``None`` for what nobody has written or nobody can read."""
+        try:
+            rules, specs = await self._link.call(b"HMGET", keys.last_known(), RULES, TARGETS)
+        except (RedisAway, hiredis.ReplyError) as exc:
+            logger.warning("What was known last cannot be asked for: %s", exc)
+            return None, None
+        try:
+            return unpack_rules(rules) if rules else None, unpack_targets(specs) if specs else None
+        except (KeyError, TypeError, ValueError, KeyUnreadable) as exc:
+            # Of another version, or of another SECRET_KEY.
+            logger.warning("What was known last cannot be read: %s", type(exc).__name__)
+            return None, None
