@@ -12,12 +12,12 @@ from time import monotonic
 from typing import Any
 
 from proxy.answers import ANSWERS
+from proxy.decisions import Decision
 from proxy.exceptions import Refused
 from proxy.headers import Incoming
 from proxy.streams import Exchange
 from proxy.timing import Course
 from proxy.tracing import trace_id_of
-from proxy.validation import Decision
 from zenzefi.lib import clock
 
 

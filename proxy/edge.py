@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from time import monotonic, time
 
 from proxy import tracing
+from proxy.decisions import Decision
 from proxy.headers import Incoming, drop_named_in_connection, is_device_id
 from proxy.limits import NONE
 from proxy.pool import Target
-from proxy.validation import Decision
 
 Header = tuple[bytes, bytes]
 

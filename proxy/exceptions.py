@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy as _
 from zenzefi.lib.errors import Conflict, DomainError
 
 if TYPE_CHECKING:
-    from proxy.validation import Decision
+    from proxy.decisions import Decision
 
 
 class MalformedRequest(Exception):

@@ -12,10 +12,11 @@ import logging
 import re
 from time import monotonic, time
 
+from proxy.decisions import LET_GO, Decision
 from proxy.exceptions import MalformedRequest, Refused
-from proxy.gateway import REFUSED_METHODS, RELAY_ALLOWS, Gateway, Scope, Send, new_request_id
+from proxy.gateway import REFUSED_METHODS, RELAY_ALLOWS, Gateway, new_request_id
 from proxy.headers import Incoming, is_request_id, read_request
-from proxy.validation import LET_GO, Decision
+from zenzefi.lib.asgi import Scope, Send
 from zenzefi.lib.streaming import BODY_FOLLOWS
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import math
 from datetime import timedelta
 from typing import Any
 
+from proxy.decisions import Decision
 from proxy.limits import QUOTAS, Limits, next_period
-from proxy.validation import Decision
 from zenzefi.lib import clock
 from zenzefi.settings.env import RatePolicy
 

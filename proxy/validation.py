@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import IntEnum
-from time import monotonic, time
+from time import time
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,67 +14,36 @@ from django.conf import settings
 
 from proxy import keys, selectors
 from proxy.database import Database, DatabaseAway
+from proxy.decisions import (
+    ADMIT,
+    LET_GO,
+    LOCAL_LEASE,
+    Decision,
+    Outcome,
+    ValidationAway,
+    milliseconds,
+    moment,
+)
+from proxy.fallback import Fallback
 from proxy.limits import (
     NONE,
-    QUOTAS,
     Limits,
     address_key,
     day_number,
-    is_inside,
     month_number,
     network_ranges,
     unpack,
 )
 from proxy.redis_link import RedisAway, RedisLink, Script
-from proxy.scopes import FULL
 from proxy.selectors import Admission
 from proxy.streams import Exchange
 from tokens import services as tokens_services
 from tokens.exceptions import TokenNotUsable
 from tokens.selectors import Successor
 from zenzefi.lib import clock
-from zenzefi.settings.env import RatePolicy
 
 logger = logging.getLogger(__name__)
 
-
-class Outcome(IntEnum):
-    """What ``lua/decide.lua`` answers."""
-
-    OK = 0
-    MISS = 1
-    UNKNOWN = 2
-    REVOKED = 3
-    EXPIRED = 4
-    OWNER_DISABLED = 5
-    DEVICE_MISSING = 6
-    DEVICE_MALFORMED = 7
-    PATH_AMBIGUOUS = 8
-    SCOPE_FORBIDDEN = 9
-    DEVICE_CONFLICT = 10
-    RATE_LIMITED = 11
-    GATEWAY_CLOSED = 12
-    ADDRESS_FORBIDDEN = 13
-    CONCURRENCY_LIMITED = 14
-    QUOTA_EXCEEDED = 15
-    #: Asked with :data:`LET_GO`.
-    GATEWAY_ONLY = 16
-    #: Asked together with :attr:`REVOKED`.
-    HELD = 20
-
-
-#: A token that may not be used at all, whatever the request.
-REFUSED_CREDENTIALS = frozenset(
-    {Outcome.UNKNOWN, Outcome.REVOKED, Outcome.HELD, Outcome.EXPIRED, Outcome.OWNER_DISABLED}
-)
-
-#: What is asked: whether a request is admitted, what the token is, whether an open exchange may go on, whether a
-#: request is admitted that others carry without telling what became of it.
-ADMIT, LOOK, RECHECK, LET_GO = b"1", b"0", b"2", b"3"
-#: How the lease of an exchange begins that only this process knows of.
-LOCAL_LEASE = b"local"
-
-DEVICE_OK, DEVICE_MISSING, DEVICE_MALFORMED = b"0", b"1", b"2"
 
 DECIDE = Script("decide")
 FILL = Script("fill")
@@ -87,45 +52,6 @@ SETTLE = Script("settle")
 RENEW = Script("renew")
 FLUSH = Script("flush")
 SCRIPTS = (DECIDE, FILL, ACTIVATE, SETTLE, RENEW, FLUSH)
-
-
-class ValidationAway(Exception):
-    """Nobody can say whether the token is good: Redis and PostgreSQL are away, or the fallback is at its limit."""
-
-
-@dataclass(slots=True)
-class Decision:
-    """The answer about one request. Times are milliseconds since the epoch, 0 before activation."""
-
-    outcome: int
-    generation: bytes = b""
-    token_id: bytes = b""
-    user_id: bytes = b""
-    scope: bytes = b""
-    activated: int = 0
-    expires: int = 0
-    #: Milliseconds that the token lasts from its activation.
-    duration: int = 0
-    #: Requests left in the window; -1 where no limit applies.
-    remaining: int = -1
-    reset_ms: int = 0
-    limits: Limits = NONE
-    #: Counts against the token's requests at once until it is given back; empty where nothing limits them.
-    lease: bytes = b""
-    #: What refused: a name of :data:`proxy.limits.QUOTAS`, ``rate`` or ``concurrency``, and its value.
-    rule: str = ""
-    limit: int = 0
-    #: Seconds, of a rate.
-    window: int = 0
-
-
-def milliseconds(moment: datetime | None) -> int:
-    return 0 if moment is None else round(moment.timestamp() * 1000)
-
-
-def moment(milliseconds_: int) -> datetime:
-    """Return milliseconds since the epoch as a time in UTC, exactly."""
-    return datetime.fromtimestamp(milliseconds_ // 1000, UTC).replace(microsecond=milliseconds_ % 1000 * 1000)
 
 
 def _packed(successor: Successor | None) -> str:
@@ -425,206 +351,3 @@ class Renewal:
     closed: bool
     #: Processes that slow this token's streams down, this one included.
     workers: int
-
-
-@dataclass(slots=True)
-class _Remembered:
-    admission: Admission | None
-    until: float
-
-
-class Fallback:
-    """Decisions without Redis: PostgreSQL, sparingly, and a memory of a second or two.
-
-    ``fallback_rate`` bounds the questions to PostgreSQL per second and process, so that an outage of Redis does
-    not become one of PostgreSQL. Rates, requests at once and devices beyond the first are kept per process, the
-    first device in PostgreSQL; quotas are what PostgreSQL has counted so far.
-    """
-
-    #: Seconds. A revocation elsewhere is noticed after at most this long.
-    REMEMBER = 1.0
-
-    def __init__(self, database: Database, open_of: Callable[[bytes], int]) -> None:
-        self._database = database
-        self._open_of = open_of
-        self._known: dict[str, _Remembered] = {}
-        self._claims: dict[UUID, tuple[str, float]] = {}
-        self._seats: dict[UUID, dict[str, float]] = {}
-        self._windows: dict[UUID, deque[float]] = {}
-        self._budget = float(settings.GATEWAY["fallback_rate"])
-        self._budget_at = monotonic()
-
-    def forget(self, digest: str) -> None:
-        self._known.pop(digest, None)
-
-    def _refill(self) -> None:
-        rate = settings.GATEWAY["fallback_rate"]
-        now = monotonic()
-        self._budget = min(float(rate), self._budget + (now - self._budget_at) * rate)
-        self._budget_at = now
-
-    def has_spare(self) -> bool:
-        self._refill()
-        return self._budget > settings.GATEWAY["fallback_rate"] / 2
-
-    def _spend(self) -> None:
-        self._refill()
-        if self._budget < 1:
-            raise ValidationAway
-        self._budget -= 1
-
-    async def _admission(self, digest: str) -> Admission | None:
-        known = self._known.get(digest)
-        now = monotonic()
-        if known is not None and known.until > now:
-            return known.admission
-        self._spend()
-        try:
-            admission = await self._database.run(selectors.admission_by_digest, digest)
-        except DatabaseAway as exc:
-            raise ValidationAway from exc
-        if len(self._known) >= 10_000:
-            self._known.clear()
-        self._known[digest] = _Remembered(admission, monotonic() + self.REMEMBER)
-        return admission
-
-    async def decide(
-        self,
-        digest: str,
-        device: bytes,
-        device_state: bytes,
-        open_scopes: bytes | None,
-        address: str,
-        *,
-        mode: bytes,
-    ) -> Decision:
-        """As :meth:`Validator.decide`, in the same order."""
-        let_go = mode == LET_GO
-        if let_go:
-            mode = ADMIT
-        admission = await self._admission(digest)
-        if admission is None:
-            return Decision(Outcome.UNKNOWN)
-        found, limits = admission.credential, admission.limits
-        if found.revoked:
-            return Decision(Outcome.REVOKED)
-        if found.held:
-            return Decision(Outcome.HELD)
-        now = int(time() * 1000)
-        ended = found.expires_at is not None and now >= milliseconds(found.expires_at)
-        meant = found.successor if ended and found.successor is not None else found
-        decision = Decision(
-            Outcome.OK,
-            b"",
-            str(meant.token_id).encode(),
-            str(found.user_id).encode(),
-            meant.scope.encode(),
-            milliseconds(meant.activated_at),
-            milliseconds(meant.expires_at),
-            meant.duration_seconds * 1000,
-            limits=limits,
-        )
-        if decision.expires and now >= decision.expires:
-            decision.outcome = Outcome.EXPIRED
-        elif not found.owner_active:
-            decision.outcome = Outcome.OWNER_DISABLED
-        elif mode == LOOK:
-            pass
-        elif mode == ADMIT and device_state == DEVICE_MISSING:
-            decision.outcome = Outcome.DEVICE_MISSING
-        elif mode == ADMIT and device_state == DEVICE_MALFORMED:
-            decision.outcome = Outcome.DEVICE_MALFORMED
-        elif not is_inside(address, limits.networks):
-            decision.outcome = Outcome.ADDRESS_FORBIDDEN
-        elif meant.scope != FULL and open_scopes is None:
-            decision.outcome = Outcome.PATH_AMBIGUOUS
-        elif meant.scope != FULL and b"," + decision.scope + b"," not in (open_scopes or b""):
-            decision.outcome = Outcome.SCOPE_FORBIDDEN
-        elif let_go and limits.needs_gateway:
-            decision.outcome = Outcome.GATEWAY_ONLY
-        elif mode == RECHECK:
-            self._measure(admission, decision, quotas=("bytes_per_day", "bytes_per_month"))
-        elif not await self._claim_all(found.token_id, meant.token_id, device.decode("ascii"), limits.seats):
-            decision.outcome = Outcome.DEVICE_CONFLICT
-        elif not found.owner_is_superuser:
-            self._measure(admission, decision, quotas=QUOTAS)
-            if decision.outcome == Outcome.OK and limits.concurrency:
-                decision.lease = LOCAL_LEASE
-                if self._open_of(decision.token_id) >= limits.concurrency:
-                    decision.outcome, decision.rule = Outcome.CONCURRENCY_LIMITED, "concurrency"
-                    decision.limit, decision.reset_ms = limits.concurrency, 1000
-            if decision.outcome == Outcome.OK:
-                self._count(meant.token_id, decision)
-        return decision
-
-    @staticmethod
-    def _measure(admission: Admission, decision: Decision, *, quotas: Iterable[str]) -> None:
-        """Refuse when PostgreSQL has counted as much as a quota allows."""
-        for rule in quotas:
-            limit = getattr(admission.limits, rule)
-            usage = admission.today if rule.endswith("_day") else admission.this_month
-            if not limit or usage is None:
-                continue
-            used = usage.requests if rule.startswith("requests") else usage.bytes_in + usage.bytes_out
-            if used >= limit:
-                decision.outcome, decision.rule, decision.limit = Outcome.QUOTA_EXCEEDED, rule, limit
-                return
-
-    def _sit_down(self, token_id: UUID, device: str, seats: int) -> bool:
-        if len(self._seats) >= 10_000:
-            self._seats.clear()
-        now = monotonic()
-        taken = self._seats.setdefault(token_id, {})
-        for other, seen in list(taken.items()):
-            if now - seen >= settings.DEVICE_IDLE_SECONDS:
-                del taken[other]
-        if device not in taken and len(taken) >= seats:
-            return False
-        taken[device] = now
-        return True
-
-    async def _claim_all(self, token_id: UUID, meant_id: UUID, device: str, seats: int) -> bool:
-        """Claim a token, and the one that it renews: whoever held that must have been idle for the other, too."""
-        if seats > 1:
-            return self._sit_down(token_id, device, seats)
-        for one in {token_id, meant_id}:
-            if not await self._claim(one, device):
-                return False
-        return True
-
-    async def _claim(self, token_id: UUID, device: str) -> bool:
-        holder, until = self._claims.get(token_id, ("", 0.0))
-        if until > monotonic():
-            return holder == device
-        self._spend()
-        try:
-            won = await self._database.run(
-                tokens_services.claim_device,
-                token_id=token_id,
-                device_id=device,
-                idle_seconds=settings.DEVICE_IDLE_SECONDS,
-            )
-        except DatabaseAway as exc:
-            raise ValidationAway from exc
-        if won:
-            if len(self._claims) >= 10_000:
-                self._claims.clear()
-            self._claims[token_id] = (device, monotonic() + self.REMEMBER)
-        return won
-
-    def _count(self, token_id: UUID, decision: Decision) -> None:
-        own = decision.limits.rate
-        policy = RatePolicy(own, 60) if own else settings.RATE_LIMITS["proxy"]
-        if len(self._windows) >= 10_000:
-            self._windows.clear()
-        window = self._windows.setdefault(token_id, deque())
-        now = monotonic()
-        while window and now - window[0] >= policy.seconds:
-            window.popleft()
-        if len(window) >= policy.limit:
-            decision.outcome, decision.rule, decision.limit = Outcome.RATE_LIMITED, "rate", policy.limit
-            decision.window = policy.seconds
-        else:
-            window.append(now)
-            decision.remaining = policy.limit - len(window)
-        decision.reset_ms = max(1, math.ceil((policy.seconds - (now - window[0])) * 1000))

@@ -10,8 +10,7 @@
 -- Returns {outcome, generation, now, token, user, scope, activated, expires, duration, remaining, reset ms}, followed
 -- by {own rate, packed limits, lease} for a token that has any; after a refusal {outcome, generation, now, token,
 -- user}, followed by {rule, limit, reset ms[, window ms]} when a limit refused. The outcomes are
--- proxy.validation.Outcome, the
--- packed limits proxy.limits.Limits.
+-- proxy.decisions.Outcome, the packed limits proxy.limits.Limits.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local g = redis.call('MGET', KEYS[2], KEYS[3])

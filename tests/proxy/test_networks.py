@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from proxy.decisions import ADMIT, DEVICE_OK, RECHECK, Outcome
 from proxy.limits import address_key, is_inside, network_ranges
-from proxy.validation import ADMIT, DEVICE_OK, RECHECK, Outcome
 from tests.api import Api
 from tests.proxy.live import LiveGateway
 from tests.proxy.test_refusals import assert_refused, assert_untouched

@@ -9,15 +9,13 @@ same fields as every other answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from django.conf import settings
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from zenzefi.lib.asgi import Message, Receive, Scope, Send
+
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: Key of the ASGI scope that says that the body was refused.
