@@ -15,8 +15,9 @@ import httptools
 from aiohttp.client_proto import ResponseHandler
 from django.conf import settings
 
-#: Bytes of an answer held while the client reads slower than the upstream sends.
-READ_BUFFER = 2**18
+#: Bytes of an answer held from which on no more are read. One read brings up to four times as many, and as many again
+#: wait to be sent: more than this buys no speed and costs each slow client as much.
+READ_BUFFER = 2**16
 
 _IDLE, _HEAD, _BODY, _DONE = range(4)
 
