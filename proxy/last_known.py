@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import hiredis
 
@@ -21,6 +22,8 @@ from proxy.targets import KeyUnreadable, TargetSpec, from_settings, seal_key, un
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 RULES, TARGETS = "rules", "targets"
 
 
@@ -29,7 +32,7 @@ def pack_rules(rules: Sequence[Rule]) -> str:
 
 
 def unpack_rules(packed: bytes) -> list[Rule]:
-    """Raises :class:`TypeError` and :class:`ValueError` for what another version has written."""
+    """Raises :class:`TypeError`, :class:`ValueError` and their like for what another version has written."""
     return [Rule(**row) for row in json.loads(packed)]
 
 
@@ -81,9 +84,15 @@ class LastKnown:
         except (RedisAway, hiredis.ReplyError) as exc:
             logger.warning("What was known last cannot be asked for: %s", exc)
             return None, None
-        try:
-            return unpack_rules(rules) if rules else None, unpack_targets(specs) if specs else None
-        except (KeyError, TypeError, ValueError, KeyUnreadable) as exc:
-            # Of another version, or of another SECRET_KEY.
-            logger.warning("What was known last cannot be read: %s", type(exc).__name__)
-            return None, None
+        return _readable(unpack_rules, rules), _readable(unpack_targets, specs)
+
+
+def _readable(unpack: Callable[[bytes], list[T]], packed: bytes | None) -> list[T] | None:
+    if not packed:
+        return None
+    try:
+        return unpack(packed)
+    except (AttributeError, KeyError, TypeError, ValueError, KeyUnreadable) as exc:
+        # Of another version, or of another SECRET_KEY.
+        logger.warning("What was known last cannot be read: %s", type(exc).__name__)
+        return None

@@ -42,6 +42,20 @@ def test_servers_of_the_environment_are_each_workers_own(settings):
     assert unpack_targets(packed.encode()) == from_settings()
 
 
+def test_a_key_sealed_under_another_secret_is_no_obstacle_to_the_rules(settings, upstream, transactional_db):
+    rules = [Rule("certificates_only", "certificates/…")]
+
+    async def keep_and_read():
+        known = live.gateway._last_known
+        known.keep_rules(rules)
+        known.keep_targets([TargetSpec(id="1", name="one", url="http://one.example", client_key="the key")])
+        settings.SECRET_KEY = "another" * 10
+        return await known.read()
+
+    with LiveGateway().running() as live:
+        assert live.run(keep_and_read()) == (rules, None)
+
+
 def test_a_worker_serves_as_the_others_did(settings, upstream, transactional_db, issue):
     UpstreamTarget.objects.create(name="one", url=upstream.url)
     warm, restricted = issue(), issue(scope="certificates_only")
