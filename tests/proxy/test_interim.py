@@ -261,4 +261,6 @@ def test_a_client_that_reads_slowly_gets_all_of_them(served, mirror):
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
         got = wire.read()
     assert (len(got.interim), got.status, len(got.body)) == (MOST, 200, 500_000)
-    assert failures == [target.circuit.failures for target in served.live.gateway.upstream.targets]
+    # An earlier test's failures may be forgotten by now; none has come.
+    for target, before in zip(served.live.gateway.upstream.targets, failures, strict=True):
+        assert target.circuit.failures <= before

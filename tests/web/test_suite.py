@@ -19,7 +19,19 @@ from tests.scheduling import GroupScheduling
 def pytest_xdist_make_scheduler(config, log):
     return GroupScheduling(config, log)
 """
-_TESTS = """
+_GROUPED = """
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_it(number):
+    (Path(__file__).parent / os.environ["PYTEST_XDIST_WORKER"]).touch()
+"""
+#: Each waits until another worker has come to one of them.
+_SHARED = """
 import os
 import time
 from pathlib import Path
@@ -27,11 +39,14 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(20))
 def test_it(number):
-    # Long enough for another worker to take the next one, if it may.
-    time.sleep(0.1)
-    (Path(__file__).parent / f"{number}.txt").write_text(os.environ["PYTEST_XDIST_WORKER"])
+    folder = Path(__file__).parent
+    (folder / os.environ["PYTEST_XDIST_WORKER"]).touch()
+    end = time.monotonic() + 60
+    while len(list(folder.glob("gw*"))) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.02)
 """
 
 
@@ -57,9 +72,9 @@ def test_every_group_names_what_is_there(beginning):
 def test_workers_share_all_but_the_groups(tmp_path):
     (tmp_path / "conftest.py").write_text(_PLUGIN)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    for folder in ("e2e", "wallet"):
+    for folder, tests in (("e2e", _GROUPED), ("wallet", _SHARED)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / f"test_{folder}.py").write_text(_TESTS)
+        (tmp_path / folder / f"test_{folder}.py").write_text(tests)
 
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "2", "-p", "no:randomly", "-p", "no:django", "-p", "no:cacheprovider"],
@@ -71,5 +86,5 @@ def test_workers_share_all_but_the_groups(tmp_path):
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    workers = {folder: {path.read_text() for path in (tmp_path / folder).glob("*.txt")} for folder in ("e2e", "wallet")}
-    assert (len(workers["e2e"]), len(workers["wallet"])) == (1, 2)
+    workers = {folder: len(list((tmp_path / folder).glob("gw*"))) for folder in ("e2e", "wallet")}
+    assert workers == {"e2e": 1, "wallet": 2}
