@@ -41,7 +41,10 @@ class Database:
         )
         work.add_done_callback(self._done)
         try:
-            return await asyncio.wait_for(asyncio.shield(work), self._timeout)
+            # Not wait_for: before Python 3.12 it forgets that the task was cancelled in the moment of the answer, and
+            # whoever stops the gateway would wait for that task for ever.
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.shield(work)
         except TimeoutError as exc:
             raise DatabaseAway("no answer in time") from exc
         except (InterfaceError, OperationalError) as exc:

@@ -134,7 +134,8 @@ class Registry:
             return
         self._empty.clear()
         try:
-            await asyncio.wait_for(self._empty.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
         except TimeoutError:
             pass
 

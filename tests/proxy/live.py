@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -94,7 +96,13 @@ class LiveGateway:
         self._thread.join(40)
         # Process-wide, and here several workers share the process.
         health.draining.clear()
-        assert not self._thread.is_alive(), "the gateway did not stop"
+        assert not self._thread.is_alive(), f"the gateway did not stop:\n{self._what_runs()}"
+
+    def _what_runs(self) -> str:
+        assert self.loop is not None and self._thread is not None
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        tasks = [f"{task!r} {task.get_stack(limit=3)}" for task in asyncio.all_tasks(self.loop)]
+        return "\n".join([*traceback.format_stack(frame), *tasks])
 
     def run(self, coroutine: Any) -> Any:
         """Run a coroutine in the gateway's event loop and return its result."""
