@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hiredis
 
@@ -28,6 +28,7 @@ RULES, TARGETS = "rules", "targets"
 
 
 def pack_rules(rules: Sequence[Rule]) -> str:
+    """Return rules as JSON."""
     return json.dumps([dataclasses.asdict(rule) for rule in rules])
 
 
@@ -37,7 +38,7 @@ def unpack_rules(packed: bytes) -> list[Rule]:
 
 
 def pack_targets(specs: Sequence[TargetSpec]) -> str:
-    """Return servers packed; those of the environment as none, as each worker knows its own."""
+    """Return servers as JSON; those of the environment as none, as each worker knows its own."""
     rows = []
     for spec in specs if list(specs) != from_settings() else ():
         key = seal_key(spec.client_key).decode("ascii") if spec.client_key else ""
@@ -61,21 +62,22 @@ class LastKnown:
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
-        # As read last, beside how they are written.
-        self._rules: tuple[Sequence[Rule], str] = ((), "")
-        self._targets: tuple[Sequence[TargetSpec], str] = ((), "")
+        # What was read last, by name, beside how it is written.
+        self._written: dict[str, tuple[Sequence[Any], str]] = {}
 
     def keep_rules(self, rules: Sequence[Rule]) -> None:
         """Write rules that have just been read from PostgreSQL. Lost without a word while Redis is away."""
-        if not self._rules[1] or rules != self._rules[0]:
-            self._rules = rules, pack_rules(rules)
-        self._link.tell(b"HSET", keys.last_known(), RULES, self._rules[1])
+        self._keep(RULES, rules, pack_rules)
 
     def keep_targets(self, specs: Sequence[TargetSpec]) -> None:
         """As :meth:`keep_rules`."""
-        if not self._targets[1] or specs != self._targets[0]:
-            self._targets = specs, pack_targets(specs)
-        self._link.tell(b"HSET", keys.last_known(), TARGETS, self._targets[1])
+        self._keep(TARGETS, specs, pack_targets)
+
+    def _keep(self, name: str, read: Sequence[T], pack: Callable[[Sequence[T]], str]) -> None:
+        known = self._written.get(name)
+        if known is None or known[0] != read:
+            known = self._written[name] = read, pack(read)
+        self._link.tell(b"HSET", keys.last_known(), name, known[1])
 
     async def read(self) -> tuple[list[Rule] | None, list[TargetSpec] | None]:
         """Return rules and servers; ``None`` for what nobody has written or nobody can read."""
